@@ -3,6 +3,7 @@
 
 pub mod drainable;
 pub mod error;
+pub mod proto;
 #[doc(hidden)]
 pub mod sys;
 
