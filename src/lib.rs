@@ -1,6 +1,7 @@
 //! Replaces the binary of a running **stateful** daemon: no dropped connections, no lost writes, no split brain,
 //! automatic rollback.
 
+mod channel;
 pub mod drainable;
 pub mod error;
 pub mod proto;
