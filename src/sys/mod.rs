@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "the one module that talks to the kernel; every block carries its argument")]
 
 pub(crate) mod file;
+pub mod inherit;
 pub mod lock;
 pub mod poll;
 pub mod unix;
