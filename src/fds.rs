@@ -1,7 +1,7 @@
 //! The fd table: which inherited descriptor is what.
 //!
 //! `HANDOFF_FDS` holds entries separated by spaces, `NAME=NUMBER@IDENTITY`. A listening socket's name is `listener.` and
-//! the name it is known by; `channel`, `lease` and `lock` are what they say. The identity is `cookie:N` for sockets of the
+//! the name it is known by; `channel` is a connection to a driver, `lock` the data directory's lock. The identity is `cookie:N` for sockets of the
 //! internet families (SO_COOKIE, socket(7)) and `inode:DEVICE:INODE` for everything else: a number that a wrapper closed
 //! or used again is found out and named instead of served.
 //!
@@ -15,6 +15,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use crate::error::{Error, Result};
 use crate::sys::inherit;
 use crate::sys::socket::{self, Family, SocketKind};
+use crate::sys::spawn::Image;
 
 /// The environment variable that holds the table.
 pub const HANDOFF_FDS: &str = "HANDOFF_FDS";
@@ -27,8 +28,6 @@ pub const LISTEN_START: RawFd = 3;
 pub enum Role {
     /// The connection between a driver and the successor that it spawned.
     Channel,
-    /// The connection on which a handoff runs.
-    Lease,
     /// The data directory's lock.
     Lock,
     /// A listening socket, by name.
@@ -39,7 +38,6 @@ impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Channel => f.write_str("channel"),
-            Self::Lease => f.write_str("lease"),
             Self::Lock => f.write_str("lock"),
             Self::Listener(name) => write!(f, "listener.{name}"),
         }
@@ -50,7 +48,6 @@ impl Role {
     fn parse(text: &str) -> Option<Self> {
         match text {
             "channel" => Some(Self::Channel),
-            "lease" => Some(Self::Lease),
             "lock" => Some(Self::Lock),
             _ => text.strip_prefix("listener.").map(|name| Self::Listener(name.to_owned())),
         }
@@ -202,6 +199,45 @@ fn adopt_listen((count, names): (RawFd, Vec<String>)) -> Result<Vec<(Role, Owned
     Ok(taken)
 }
 
+/// The descriptors that a program is to be started with.
+#[derive(Debug)]
+pub(crate) struct Plan<'a> {
+    listeners: Vec<(&'a str, BorrowedFd<'a>)>,
+    others: Vec<(Role, OwnedFd)>,
+}
+
+impl<'a> Plan<'a> {
+    pub(crate) fn new(listeners: &'a [(String, OwnedFd)]) -> Self {
+        let listeners = listeners.iter().map(|(name, fd)| (name.as_str(), fd.as_fd())).collect();
+        Self { listeners, others: vec![] }
+    }
+
+    pub(crate) fn with(mut self, role: Role, fd: OwnedFd) -> Self {
+        self.others.push((role, fd));
+        self
+    }
+
+    /// Puts the listeners at 3 and up, where `LISTEN_FDS` wants them, the others after them, and both tables into the
+    /// environment.
+    pub(crate) fn install(&'a self, image: &mut Image<'a>) -> Result<()> {
+        let listeners = self.listeners.iter().map(|(name, fd)| (Role::Listener((*name).to_owned()), *fd));
+        let others = self.others.iter().map(|(role, fd)| (role.clone(), fd.as_fd()));
+        let entries: Vec<(Role, RawFd, BorrowedFd<'a>)> =
+            listeners.chain(others).zip(LISTEN_START..).map(|((role, fd), number)| (role, number, fd)).collect();
+        let ours = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES", HANDOFF_FDS];
+        image.env.retain(|(name, _)| !ours.iter().any(|our| name == our));
+        image.env.push((HANDOFF_FDS.into(), render(&entries)?.into()));
+        if !self.listeners.is_empty() {
+            let names: Vec<&str> = self.listeners.iter().map(|(name, _)| *name).collect();
+            image.env.push(("LISTEN_FDS".into(), self.listeners.len().to_string().into()));
+            image.env.push(("LISTEN_FDNAMES".into(), names.join(":").into()));
+            image.listen_pid = true;
+        }
+        image.fds = entries.into_iter().map(|(_, number, fd)| (number, fd)).collect();
+        Ok(())
+    }
+}
+
 /// Listening sockets by name, to be taken one by one.
 #[derive(Debug, Default)]
 pub struct Inherited {
@@ -303,34 +339,34 @@ mod tests {
     #[test]
     fn a_rendered_table_parses_to_itself() {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (lease, _other) = crate::sys::unix::pair().unwrap();
+        let (channel, _other) = crate::sys::unix::pair().unwrap();
         let text = render(&[
             (Role::Listener("http".to_owned()), 3, tcp.as_fd()),
-            (Role::Lease, 4, lease.as_fd()),
+            (Role::Channel, 4, channel.as_fd()),
         ])
         .unwrap();
         let entries = parse(&text).unwrap();
         assert_eq!(entries[0].role, Role::Listener("http".to_owned()));
         assert!(entries[0].identity.starts_with("cookie:"));
-        assert_eq!((entries[1].role.clone(), entries[1].number), (Role::Lease, 4));
+        assert_eq!((entries[1].role.clone(), entries[1].number), (Role::Channel, 4));
         assert!(entries[1].identity.starts_with("inode:"));
     }
 
     #[test]
     fn a_malformed_table_names_the_word() {
-        for text in ["lease", "lease=4", "lease=x@inode:1:2", "lease=-1@inode:1:2", "unheard-of=4@inode:1:2"] {
+        for text in ["channel", "channel=4", "channel=x@inode:1:2", "channel=-1@inode:1:2", "unheard-of=4@inode:1:2"] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }
-        assert!(parse("lease=4@inode:1:2 lock=4@inode:1:3").unwrap_err().to_string().contains("descriptor 4 twice"));
+        assert!(parse("channel=4@inode:1:2 lock=4@inode:1:3").unwrap_err().to_string().contains("descriptor 4 twice"));
     }
 
     #[test]
     fn a_descriptor_that_was_used_again_is_named_and_left_open() {
         let (a, _b) = crate::sys::unix::pair().unwrap();
-        let entry = Entry { role: Role::Lease, number: a.as_raw_fd(), identity: "inode:1:2".to_owned() };
+        let entry = Entry { role: Role::Channel, number: a.as_raw_fd(), identity: "inode:1:2".to_owned() };
         let error = adopt(entry).unwrap_err().to_string();
-        assert!(error.contains("lease") && error.contains("used again"), "{error}");
+        assert!(error.contains("channel") && error.contains("used again"), "{error}");
         assert!(socket::inode(a.as_fd()).is_ok());
     }
 

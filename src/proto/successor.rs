@@ -271,6 +271,8 @@ impl Machine {
 
     fn on_silence(&self) -> Row {
         match &self.phase {
+            // A driver that is frozen, and an incumbent that has long gone on without it.
+            P::Waiting => Go(P::Gone(Reason::Deadline), vec![Tell(News::Failed(Reason::Deadline))]),
             P::Locking(Title::Lease) | P::Opening(Title::Lease) | P::Announced | P::OnTrial => {
                 Go(self.phase.clone(), vec![FenceIncumbent])
             }

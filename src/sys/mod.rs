@@ -5,4 +5,6 @@ pub(crate) mod file;
 pub mod inherit;
 pub mod lock;
 pub mod poll;
+pub mod process;
+pub mod tree;
 pub mod unix;

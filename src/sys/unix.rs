@@ -255,16 +255,6 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received
     }
 }
 
-/// Returns who connected, or who listens, at the other end (SO_PEERCRED, unix(7)): pid, uid, gid.
-///
-/// # Errors
-///
-/// What getsockopt(2) says.
-pub fn peer(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, u32)> {
-    let credentials = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)?;
-    Ok((credentials.pid(), credentials.uid(), credentials.gid()))
-}
-
 /// Returns the effective user of this process.
 pub fn effective_uid() -> u32 {
     nix::unistd::geteuid().as_raw()
