@@ -49,6 +49,15 @@ struct Place {
     path: PathBuf,
 }
 
+/// What became of a lock file that was opened.
+enum Attempt {
+    Locked(File),
+    /// Another description has the lock.
+    Held,
+    /// It is no longer the file at the path.
+    Replaced,
+}
+
 impl DataDirLock {
     /// Takes the lock of a data directory, without waiting.
     ///
@@ -430,14 +439,20 @@ impl Place {
     fn lock_file_at_path(&self) -> Result<Option<File>> {
         for _ in 0..REPLACED_TRIES {
             let file = file::open_or_create(&self.path).map_err(|e| self.io("open", e))?;
-            if !lock::try_lock(&file).map_err(|e| self.io("lock", e))? {
-                return Ok(None);
-            }
-            if self.is_at_path(&file)? {
-                return Ok(Some(file));
+            match self.lock_opened(file)? {
+                Attempt::Locked(file) => return Ok(Some(file)),
+                Attempt::Held => return Ok(None),
+                Attempt::Replaced => {}
             }
         }
         Err(Error::LockReplaced { path: self.path.clone() })
+    }
+
+    fn lock_opened(&self, file: File) -> Result<Attempt> {
+        if !lock::try_lock(&file).map_err(|e| self.io("lock", e))? {
+            return Ok(Attempt::Held);
+        }
+        Ok(if self.is_at_path(&file)? { Attempt::Locked(file) } else { Attempt::Replaced })
     }
 
     fn is_at_path(&self, file: &File) -> Result<bool> {
@@ -540,3 +555,6 @@ fn sleep_longer(pause: &mut Duration, deadline: Instant) {
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;
