@@ -154,6 +154,19 @@ fn unlocking_is_not_held_up_by_a_leaked_copy() {
 }
 
 #[test]
+fn nothing_is_written_without_the_lock() {
+    let dir = tempdir().unwrap();
+    let lock = DataDirLock::acquire(&dir).unwrap();
+    lock.write_record(&record(1), false).unwrap();
+    assert!(lock::in_forked_child(|| lock.write_record(&record(2), false).is_err()));
+    lock.unlock().unwrap();
+    assert!(matches!(lock.write_record(&record(2), false), Err(Error::Invalid { .. })));
+    assert_eq!(DataDirLock::read_record(&dir).unwrap().record, Some(record(1)));
+    lock.relock().unwrap();
+    lock.write_record(&record(2), false).unwrap();
+}
+
+#[test]
 fn a_lock_that_was_passed_on_lives_as_long_as_its_last_copy() {
     let dir = tempdir().unwrap();
     let lock = DataDirLock::acquire(&dir).unwrap();
