@@ -30,6 +30,8 @@ pub struct DataDirLock {
     owner_pid: u32,
     /// Whether somebody else was given a copy, or gave us ours.
     shared: AtomicBool,
+    /// Whether it is locked, as far as this process did it.
+    held: AtomicBool,
     /// The highest sequence that this process knows to be on disk.
     durable: AtomicU64,
 }
@@ -47,6 +49,15 @@ pub struct LockOptions {
 struct Place {
     dir: PathBuf,
     path: PathBuf,
+}
+
+/// What became of a lock file that was opened.
+enum Attempt {
+    Locked(File),
+    /// Another description has the lock.
+    Held,
+    /// It is no longer the file at the path.
+    Replaced,
 }
 
 impl DataDirLock {
@@ -153,9 +164,11 @@ impl DataDirLock {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] if it does not fit, even without its arguments. After [`Error::Io`] the record may have been
+    /// [`Error::Invalid`] if it does not fit, even without its arguments, or if this process does not hold the lock. After
+    /// [`Error::Io`] the record may have been
     /// written or not, and may not be durable.
     pub(crate) fn write_record(&self, record: &OwnerRecord, durable: bool) -> Result<()> {
+        self.check_held()?;
         let reading = self.read()?;
         let known_durable = self.durable.load(Ordering::Relaxed);
         let write = reading
@@ -192,6 +205,8 @@ impl DataDirLock {
     /// [`Error::Invalid`] in a forked child of the process that took it: it is not the child's to release.
     pub(crate) fn unlock(&self) -> Result<()> {
         self.check_owner("release")?;
+        // From here on nothing is written, even if the call fails.
+        self.held.store(false, Ordering::Relaxed);
         lock::unlock(&self.file).map_err(|e| self.io("unlock", e))
     }
 
@@ -206,6 +221,7 @@ impl DataDirLock {
             return Err(self.place.locked());
         }
         if self.place.is_at_path(&self.file)? {
+            self.held.store(true, Ordering::Relaxed);
             return Ok(());
         }
         self.unlock()?;
@@ -265,6 +281,16 @@ impl DataDirLock {
         let detail =
             format!("pid {pid} may not {verb} {}: pid {} has it", self.path().display(), self.owner_pid);
         Err(Error::Invalid { detail })
+    }
+
+    fn check_held(&self) -> Result<()> {
+        self.check_owner("write to")?;
+        if self.held.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(Error::Invalid {
+            detail: format!("{} is not locked: it may not be written", self.path().display()),
+        })
     }
 
     fn io(&self, verb: &str, e: std::io::Error) -> Error {
@@ -395,6 +421,7 @@ impl DataDirLock {
             place,
             owner_pid: std::process::id(),
             shared: AtomicBool::new(shared),
+            held: AtomicBool::new(true),
             durable: AtomicU64::new(0),
         };
         lock.check_record_locks()?;
@@ -430,14 +457,20 @@ impl Place {
     fn lock_file_at_path(&self) -> Result<Option<File>> {
         for _ in 0..REPLACED_TRIES {
             let file = file::open_or_create(&self.path).map_err(|e| self.io("open", e))?;
-            if !lock::try_lock(&file).map_err(|e| self.io("lock", e))? {
-                return Ok(None);
-            }
-            if self.is_at_path(&file)? {
-                return Ok(Some(file));
+            match self.lock_opened(file)? {
+                Attempt::Locked(file) => return Ok(Some(file)),
+                Attempt::Held => return Ok(None),
+                Attempt::Replaced => {}
             }
         }
         Err(Error::LockReplaced { path: self.path.clone() })
+    }
+
+    fn lock_opened(&self, file: File) -> Result<Attempt> {
+        if !lock::try_lock(&file).map_err(|e| self.io("lock", e))? {
+            return Ok(Attempt::Held);
+        }
+        Ok(if self.is_at_path(&file)? { Attempt::Locked(file) } else { Attempt::Replaced })
     }
 
     fn is_at_path(&self, file: &File) -> Result<bool> {
@@ -540,3 +573,6 @@ fn sleep_longer(pause: &mut Duration, deadline: Instant) {
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

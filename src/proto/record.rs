@@ -182,14 +182,14 @@ pub fn blank() -> Vec<u8> {
 
 /// Reads a lock file from its first [`FILE_LEN`] bytes, or from fewer if it is shorter.
 pub fn decode(file: &[u8]) -> Result<Reading, Defect> {
-    if is_part_of_blank(file) {
-        return Ok(Reading { unfinished: file.len() < FILE_LEN || file != blank(), ..Reading::default() });
+    let slots: Vec<Slot<'_>> = file.chunks_exact(SLOT_LEN).skip(1).take(SLOTS).map(read_slot).collect();
+    if slots.iter().all(|slot| matches!(slot, Slot::Empty)) && is_part_of_blank(file) {
+        return Ok(Reading { unfinished: file != blank(), ..Reading::default() });
     }
     check_header(file)?;
-    if file.len() < FILE_LEN {
+    if slots.len() < SLOTS {
         return Err(damaged(file.len(), format!("expected {FILE_LEN} bytes, found {}", file.len())));
     }
-    let slots: Vec<Slot<'_>> = file[SLOT_LEN..FILE_LEN].chunks_exact(SLOT_LEN).map(read_slot).collect();
     if slots.iter().all(|slot| matches!(slot, Slot::Torn)) {
         return Err(damaged(SLOT_LEN, "expected an intact record in one of the slots, found none".into()));
     }
@@ -221,12 +221,12 @@ impl Reading {
         (0..SLOTS).min_by_key(|&i| self.slots[i].sequence()).expect("there is more than one slot")
     }
 
-    /// An empty slot has nothing to lose. Otherwise one of the records that stay must be on disk: whatever a power
-    /// failure then does to the rest, that one or a newer one is found, and the one that was overwritten was older.
+    /// One of the slots that stay must be on disk, or be empty as nothing has been overwritten yet. Then, whatever a
+    /// power failure does to the rest, that record or a newer one is found; and the one that goes is older than it.
     fn loses_what_is_durable(&self, target: usize, durable: u64) -> bool {
-        let kept = (0..SLOTS).filter(|i| *i != target).map(|i| self.slots[i].sequence());
-        let oldest_kept = kept.filter(|sequence| *sequence > 0).min();
-        self.slots[target] != SlotState::Empty && oldest_kept.is_some_and(|oldest| oldest > durable)
+        let kept = || (0..SLOTS).filter(|i| *i != target).map(|i| self.slots[i]);
+        let oldest_kept = kept().map(SlotState::sequence).filter(|sequence| *sequence > 0).min();
+        !kept().any(|slot| slot == SlotState::Empty) && oldest_kept.is_some_and(|oldest| oldest > durable)
     }
 }
 
@@ -270,7 +270,9 @@ fn is_part_of_blank(file: &[u8]) -> bool {
 fn check_header(file: &[u8]) -> Result<(), Defect> {
     let line = file.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let number = line.strip_prefix(FORMAT_LINE.as_bytes()).and_then(|digits| str::from_utf8(digits).ok());
-    match number.and_then(|digits| digits.parse::<u32>().ok()) {
+    let format =
+        number.and_then(|digits| digits.parse::<u32>().ok().filter(|format| format.to_string() == digits));
+    match format {
         Some(FORMAT) => Ok(()),
         Some(found) if found > FORMAT => Err(Defect::Newer { found }),
         Some(_) | None => {
@@ -303,7 +305,7 @@ fn assemble(slots: &[Slot<'_>]) -> Result<Reading, Defect> {
 }
 
 fn read_slot(slot: &[u8]) -> Slot<'_> {
-    if slot.iter().all(|byte| *byte == 0) {
+    if slot == [0; SLOT_LEN] {
         return Slot::Empty;
     }
     parse_slot(slot).unwrap_or(Slot::Torn)
@@ -420,3 +422,6 @@ mod path_text {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,6 +90,12 @@ pub(crate) fn set_cloexec(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets the descriptor pass through exec.
+#[cfg(test)]
+pub(crate) fn clear_cloexec(fd: BorrowedFd<'_>) {
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).expect("the descriptor is open");
+}
+
 /// Whether the descriptor was opened for reading and writing.
 pub(crate) fn is_read_write(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);

@@ -230,6 +230,13 @@ fn is_being_killed(pid: u32) -> bool {
     masks.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok()).any(|mask| mask & SIGKILL_BIT != 0)
 }
 
+/// Takes a record lock that belongs to the description, so that it is a stranger's even in the same process.
+#[cfg(test)]
+pub(crate) fn take_record_lock(file: &File) {
+    let lock = libc::flock { l_type: libc::F_WRLCK as _, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).expect("nobody else has a record lock on the test's file");
+}
+
 /// Runs `f` in a forked child and returns its answer.
 #[cfg(test)]
 pub(crate) fn in_forked_child(f: impl FnOnce() -> bool) -> bool {
@@ -307,10 +314,8 @@ mod tests {
     fn a_record_lock_of_a_stranger_is_seen() {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(!has_record_lock(file.as_file()).unwrap());
-        // F_OFD_SETLK is a record lock that is not this process's own, so that the query reports it.
         let stranger = File::options().write(true).open(file.path()).unwrap();
-        let lock = libc::flock { l_type: libc::F_WRLCK as _, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
-        fcntl(&stranger, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+        take_record_lock(&stranger);
         assert!(has_record_lock(file.as_file()).unwrap());
     }
 }
