@@ -14,7 +14,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 
 use crate::error::{Error, Result};
 use crate::sys::inherit;
-use crate::sys::socket::{self, Family, SocketKind};
+use crate::sys::socket::{self, Family, SocketKind, Transport};
 use crate::sys::spawn::Image;
 
 /// The environment variable that holds the table.
@@ -75,7 +75,9 @@ pub fn check_name(name: &str) -> Result<()> {
     if !name.is_empty() && name.len() <= 255 && name.chars().all(fits) {
         return Ok(());
     }
-    let detail = format!("{name:?} cannot name a listener: use 1 to 255 printable ASCII characters other than space, ':', '=' and '@'");
+    let detail = format!(
+        "{name:?} cannot name a listener: use 1 to 255 printable ASCII characters other than space, ':', '=' and '@'"
+    );
     Err(Error::Invalid { detail })
 }
 
@@ -85,7 +87,9 @@ pub fn check_name(name: &str) -> Result<()> {
 ///
 /// A descriptor's identity cannot be read.
 pub fn render(entries: &[(Role, RawFd, BorrowedFd<'_>)]) -> Result<String> {
-    let lines = entries.iter().map(|(role, number, fd)| Ok(format!("{role}={number}@{}", identity(*fd, role, *number)?)));
+    let lines = entries
+        .iter()
+        .map(|(role, number, fd)| Ok(format!("{role}={number}@{}", identity(*fd, role, *number)?)));
     Ok(lines.collect::<Result<Vec<_>>>()?.join(" "))
 }
 
@@ -101,7 +105,9 @@ pub fn parse(text: &str) -> Result<Vec<Entry>> {
             detail: format!("{HANDOFF_FDS} is malformed at {word:?}: expected NAME=NUMBER@IDENTITY"),
         })?;
         if entries.iter().any(|other| other.number == entry.number) {
-            return Err(Error::Invalid { detail: format!("{HANDOFF_FDS} names descriptor {} twice", entry.number) });
+            return Err(Error::Invalid {
+                detail: format!("{HANDOFF_FDS} names descriptor {} twice", entry.number),
+            });
         }
         entries.push(entry);
     }
@@ -124,7 +130,9 @@ pub fn take() -> Result<Vec<(Role, OwnedFd)>> {
     let listen = take_listen_vars();
     match inherit::take_var(HANDOFF_FDS) {
         Some(text) => {
-            let text = text.into_string().map_err(|_| Error::Invalid { detail: format!("{HANDOFF_FDS} is not UTF-8") })?;
+            let text = text
+                .into_string()
+                .map_err(|_| Error::Invalid { detail: format!("{HANDOFF_FDS} is not UTF-8") })?;
             parse(&text)?.into_iter().map(adopt).collect()
         }
         None => listen.map_or_else(|| Ok(vec![]), adopt_listen),
@@ -145,7 +153,10 @@ fn adopt(entry: Entry) -> Result<(Role, OwnedFd)> {
     if found == entry.identity {
         return Ok((entry.role, fd));
     }
-    let detail = format!("it should be {} and is {found}: the number was closed and used again on the way", entry.identity);
+    let detail = format!(
+        "it should be {} and is {found}: the number was closed and used again on the way",
+        entry.identity
+    );
     // It belongs to somebody else in this process: leave it open.
     let _ = std::os::fd::IntoRawFd::into_raw_fd(fd);
     Err(Error::Descriptor { name, fd: number, detail })
@@ -168,9 +179,12 @@ fn take_listen_vars() -> Option<(RawFd, Vec<String>)> {
     let count = inherit::take_var("LISTEN_FDS");
     let names = inherit::take_var("LISTEN_FDNAMES");
     let pidfd_id = inherit::take_var("LISTEN_PIDFDID");
-    let meant = pid?.to_str()?.parse() == Ok(std::process::id()) && pidfd_id.is_none_or(|id| is_own_pidfd_id(&id));
+    let meant =
+        pid?.to_str()?.parse() == Ok(std::process::id()) && pidfd_id.is_none_or(|id| is_own_pidfd_id(&id));
     let count: RawFd = count?.to_str()?.parse().ok().filter(|count| *count > 0)?;
-    let names: Vec<String> = names.and_then(|n| n.into_string().ok()).map_or(vec![], |n| n.split(':').map(str::to_owned).collect());
+    let names: Vec<String> = names
+        .and_then(|n| n.into_string().ok())
+        .map_or(vec![], |n| n.split(':').map(str::to_owned).collect());
     meant.then_some((count, names))
 }
 
@@ -188,11 +202,17 @@ fn adopt_listen((count, names): (RawFd, Vec<String>)) -> Result<Vec<(Role, Owned
     let mut taken = vec![];
     for i in 0..count {
         let number = LISTEN_START + i;
-        let name = names.get(i as usize).filter(|name| !name.is_empty()).cloned().unwrap_or_else(|| number.to_string());
+        let name = names
+            .get(i as usize)
+            .filter(|name| !name.is_empty())
+            .cloned()
+            .unwrap_or_else(|| number.to_string());
         let fd = inherit::adopt(number).map_err(|_| Error::Descriptor {
             name: name.clone(),
             fd: number,
-            detail: format!("LISTEN_FDS says {count} descriptors from {LISTEN_START}, but this one is closed"),
+            detail: format!(
+                "LISTEN_FDS says {count} descriptors from {LISTEN_START}, but this one is closed"
+            ),
         })?;
         taken.push((Role::Listener(name), fd));
     }
@@ -222,8 +242,11 @@ impl<'a> Plan<'a> {
     pub(crate) fn install(&'a self, image: &mut Image<'a>) -> Result<()> {
         let listeners = self.listeners.iter().map(|(name, fd)| (Role::Listener((*name).to_owned()), *fd));
         let others = self.others.iter().map(|(role, fd)| (role.clone(), fd.as_fd()));
-        let entries: Vec<(Role, RawFd, BorrowedFd<'a>)> =
-            listeners.chain(others).zip(LISTEN_START..).map(|((role, fd), number)| (role, number, fd)).collect();
+        let entries: Vec<(Role, RawFd, BorrowedFd<'a>)> = listeners
+            .chain(others)
+            .zip(LISTEN_START..)
+            .map(|((role, fd), number)| (role, number, fd))
+            .collect();
         let ours = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES", HANDOFF_FDS];
         image.env.retain(|(name, _)| !ours.iter().any(|our| name == our));
         image.env.push((HANDOFF_FDS.into(), render(&entries)?.into()));
@@ -251,22 +274,22 @@ impl Inherited {
 
     /// Takes the TCP listener of this name, if there is one.
     pub fn take(&mut self, name: &str) -> Option<TcpListener> {
-        self.take_if(name, |kind| kind.is_tcp()).map(TcpListener::from)
+        self.take_if(name, |kind| kind.family != Family::Unix && is_stream(kind)).map(TcpListener::from)
     }
 
     /// Takes the listening Unix stream socket of this name, if there is one.
     pub fn take_unix(&mut self, name: &str) -> Option<UnixListener> {
-        self.take_if(name, |kind| kind.is_unix_stream()).map(UnixListener::from)
+        self.take_if(name, |kind| kind.family == Family::Unix && is_stream(kind)).map(UnixListener::from)
     }
 
     /// Takes the Unix datagram socket of this name, if there is one.
     pub fn take_unix_datagram(&mut self, name: &str) -> Option<UnixDatagram> {
-        self.take_if(name, |kind| kind.is_unix_datagram()).map(UnixDatagram::from)
+        self.take_if(name, |kind| kind.family == Family::Unix && is_datagram(kind)).map(UnixDatagram::from)
     }
 
     /// Takes the UDP socket of this name, if there is one.
     pub fn take_udp(&mut self, name: &str) -> Option<UdpSocket> {
-        self.take_if(name, |kind| kind.is_udp()).map(UdpSocket::from)
+        self.take_if(name, |kind| kind.family != Family::Unix && is_datagram(kind)).map(UdpSocket::from)
     }
 
     /// Takes the descriptor of this name, whatever it is.
@@ -288,7 +311,11 @@ impl Inherited {
     /// Returns copies of all that are left.
     pub(crate) fn copies(&self) -> Result<Vec<(String, OwnedFd)>> {
         let copy = |(name, fd): &(String, OwnedFd)| Ok((name.clone(), fd.try_clone()?));
-        self.sockets.iter().map(copy).collect::<std::io::Result<_>>().map_err(|e| Error::io("copy the inherited listeners", e))
+        self.sockets
+            .iter()
+            .map(copy)
+            .collect::<std::io::Result<_>>()
+            .map_err(|e| Error::io("copy the inherited listeners", e))
     }
 
     fn take_if(&mut self, name: &str, wanted: impl Fn(&SocketKind) -> bool) -> Option<OwnedFd> {
@@ -300,6 +327,14 @@ impl Inherited {
         }
         self.take_fd(name)
     }
+}
+
+fn is_stream(kind: &SocketKind) -> bool {
+    kind.transport == Transport::Stream
+}
+
+fn is_datagram(kind: &SocketKind) -> bool {
+    kind.transport == Transport::Datagram
 }
 
 /// A listening socket that a caller owns and this library copies.
@@ -354,11 +389,18 @@ mod tests {
 
     #[test]
     fn a_malformed_table_names_the_word() {
-        for text in ["channel", "channel=4", "channel=x@inode:1:2", "channel=-1@inode:1:2", "unheard-of=4@inode:1:2"] {
+        for text in
+            ["channel", "channel=4", "channel=x@inode:1:2", "channel=-1@inode:1:2", "unheard-of=4@inode:1:2"]
+        {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }
-        assert!(parse("channel=4@inode:1:2 lock=4@inode:1:3").unwrap_err().to_string().contains("descriptor 4 twice"));
+        assert!(
+            parse("channel=4@inode:1:2 lock=4@inode:1:3")
+                .unwrap_err()
+                .to_string()
+                .contains("descriptor 4 twice")
+        );
     }
 
     #[test]
@@ -372,7 +414,11 @@ mod tests {
 
     #[test]
     fn a_closed_descriptor_is_named() {
-        let entry = Entry { role: Role::Listener("http".to_owned()), number: 987_654, identity: "cookie:1".to_owned() };
+        let entry = Entry {
+            role: Role::Listener("http".to_owned()),
+            number: 987_654,
+            identity: "cookie:1".to_owned(),
+        };
         assert!(adopt(entry).unwrap_err().to_string().contains("listener.http"));
     }
 

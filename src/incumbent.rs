@@ -109,7 +109,13 @@ impl Incumbent {
         Self { session: Some(session), ..Self::new(control_path, bound, lock, identity, generation) }
     }
 
-    fn new(control_path: &Path, bound: Bound, lock: DataDirLock, identity: Identity, generation: u64) -> Self {
+    fn new(
+        control_path: &Path,
+        bound: Bound,
+        lock: DataDirLock,
+        identity: Identity,
+        generation: u64,
+    ) -> Self {
         Self {
             control_path: control_path.to_owned(),
             bound,
@@ -205,7 +211,8 @@ pub(crate) struct Stop {
 
 impl Default for Stop {
     fn default() -> Self {
-        let waker = Waker::new().expect("a process without a free descriptor could not have bound its control socket");
+        let waker = Waker::new()
+            .expect("a process without a free descriptor could not have bound its control socket");
         Self { asked: AtomicBool::new(false), waker }
     }
 }

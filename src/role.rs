@@ -87,7 +87,9 @@ impl Successor {
         let (offer, incumbent) = match self.channel.wait("the driver's offer", deadline)? {
             (Message::Offer(offer), fds) => (offer, pidfd(fds)?),
             (Message::Dismissed { reason }, _) => return Err(Error::Aborted { reason: reason.to_string() }),
-            (other, _) => return Err(Error::Protocol { expected: "offer".to_owned(), got: other.name().to_owned() }),
+            (other, _) => {
+                return Err(Error::Protocol { expected: "offer".to_owned(), got: other.name().to_owned() });
+            }
         };
         let copies = self.listeners.copies()?;
         let session = Session::new(self.channel, incumbent, offer, build_id);
@@ -212,7 +214,8 @@ impl BegunSuccessor {
     ) -> Result<Incumbent> {
         // Beside the path and before the grant: what could go wrong with it goes wrong while there is a way back.
         let bound = Bound::beside(control_path.as_ref())?;
-        let fingerprint = self.fingerprint.or(self.sealed().map(|sealed| sealed.data_dir_fingerprint)).unwrap_or_default();
+        let fingerprint =
+            self.fingerprint.or(self.sealed().map(|sealed| sealed.data_dir_fingerprint)).unwrap_or_default();
         let record = lock.record()?;
         let found = Found {
             generation: record.as_ref().map_or(0, |record| record.generation),
@@ -248,7 +251,8 @@ impl BegunSuccessor {
             }
         }
         data_dir::expect_generation(None);
-        let mut incumbent = Incumbent::promoted(self.session, control_path.as_ref(), bound, lock, identity, generation);
+        let mut incumbent =
+            Incumbent::promoted(self.session, control_path.as_ref(), bound, lock, identity, generation);
         incumbent.listeners = self.copies;
         Ok(incumbent)
     }

@@ -23,7 +23,7 @@ use crate::proto::wire::{
 };
 use crate::proto::{Reason, Verdict, successor};
 use crate::role::{check_hello, own_hello, pidfd};
-use crate::sys::poll::{self, Want, Waker};
+use crate::sys::poll::{self, Waker, Want};
 use crate::sys::process::{self, PidFd};
 use crate::sys::{clock, queue, socket, tree, unix};
 
@@ -74,7 +74,13 @@ enum Ended {
     Stopped,
 }
 
-fn run_jobs<D: Drainable>(todo: &Receiver<Job>, done: &Sender<Finished>, bell: &Waker, hooks: &D, lock: &DataDirLock) {
+fn run_jobs<D: Drainable>(
+    todo: &Receiver<Job>,
+    done: &Sender<Finished>,
+    bell: &Waker,
+    hooks: &D,
+    lock: &DataDirLock,
+) {
     while let Ok(job) = todo.recv() {
         let finished = run_job(job, hooks, lock);
         // The loop has ended, and with it the process's part.
@@ -103,7 +109,9 @@ fn run_job<D: Drainable>(job: Job, hooks: &D, lock: &DataDirLock) -> Finished {
         }),
         Job::StopServing(deadline) => {
             // What was acknowledged is on disk either way; the incumbent reads it from there.
-            for (hook, ended) in [("drain", guarded(|| hooks.drain(deadline)).err()), ("seal", guarded(|| hooks.seal()).err())] {
+            for (hook, ended) in
+                [("drain", guarded(|| hooks.drain(deadline)).err()), ("seal", guarded(|| hooks.seal()).err())]
+            {
                 if let Some(detail) = ended {
                     tracing::warn!(hook, detail, "while stepping down");
                 }
@@ -197,7 +205,13 @@ enum Source {
 }
 
 impl<'a, D: Drainable> Server<'a, D> {
-    fn new(incumbent: Incumbent, hooks: &'a D, jobs: Sender<Job>, finished: Receiver<Finished>, bell: &'a Waker) -> Self {
+    fn new(
+        incumbent: Incumbent,
+        hooks: &'a D,
+        jobs: Sender<Job>,
+        finished: Receiver<Finished>,
+        bell: &'a Waker,
+    ) -> Self {
         Self {
             incumbent,
             hooks,
@@ -280,7 +294,8 @@ impl<'a, D: Drainable> Server<'a, D> {
 
     fn expire(&mut self) {
         let now = Instant::now();
-        let due: Vec<Timer> = self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
+        let due: Vec<Timer> =
+            self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
         for timer in due {
             self.timers.remove(&timer);
             self.feed(Input::Expired(timer));
@@ -311,7 +326,10 @@ impl<'a, D: Drainable> Server<'a, D> {
                     self.feed(input);
                 }
                 Finished::FenceFailed(left) => {
-                    tracing::error!(?left, "the successor's tree does not die (stopped in the kernel, or a frozen control group?)");
+                    tracing::error!(
+                        ?left,
+                        "the successor's tree does not die (stopped in the kernel, or a frozen control group?)"
+                    );
                     self.fence();
                 }
                 Finished::Successor(successor::Input::SteppedDown) => self.let_go(),
@@ -353,7 +371,11 @@ impl<'a, D: Drainable> Server<'a, D> {
         while let Ok(fd) = self.incumbent.bound.accept() {
             match process::peer_cred(fd.as_fd()) {
                 Ok(peer) if peer.uid == 0 || peer.uid == unix::effective_uid() => self.admit(fd),
-                Ok(peer) => tracing::warn!(pid = peer.pid, uid = peer.uid, "a control connection of another user is refused"),
+                Ok(peer) => tracing::warn!(
+                    pid = peer.pid,
+                    uid = peer.uid,
+                    "a control connection of another user is refused"
+                ),
                 Err(e) => tracing::warn!(error = %e, "a control connection without credentials is refused"),
             }
         }
@@ -509,7 +531,10 @@ impl<'a, D: Drainable> Server<'a, D> {
             let reason = cause.unwrap_or(Reason::Driver { detail: reason });
             self.feed(Input::Lease(Request::Abort(reason)));
         } else {
-            let relayed = Message::Abort { reason: reason.clone(), cause: Some(Reason::Operator { detail: reason.clone() }) };
+            let relayed = Message::Abort {
+                reason: reason.clone(),
+                cause: Some(Reason::Operator { detail: reason.clone() }),
+            };
             self.operator(conn, relayed, |conn| Input::OperatorAbort(conn, reason));
         }
     }
@@ -536,7 +561,12 @@ impl<'a, D: Drainable> Server<'a, D> {
             self.incumbent.listeners.iter().map(|(name, fd)| Ok((name.clone(), fd.try_clone()?))).collect();
         let copies = match copies {
             Ok(copies) => copies,
-            Err(e) => return self.answer(conn, &Message::Refused { reason: format!("unable to copy the listeners: {e}") }),
+            Err(e) => {
+                return self.answer(
+                    conn,
+                    &Message::Refused { reason: format!("unable to copy the listeners: {e}") },
+                );
+            }
         };
         let mut left = copies.len();
         let mut copies = copies.into_iter();
@@ -580,7 +610,15 @@ impl<'a, D: Drainable> Server<'a, D> {
         use Phase::{Attached, Baking, Fencing, Finalizing, Gone, Locking, Sealed, StandingBy, SteppingDown};
         !matches!(
             self.incumbent.machine.phase,
-            Sealed | Attached | StandingBy | Baking | Finalizing | SteppingDown(_) | Fencing(_) | Locking(_) | Gone(_)
+            Sealed
+                | Attached
+                | StandingBy
+                | Baking
+                | Finalizing
+                | SteppingDown(_)
+                | Fencing(_)
+                | Locking(_)
+                | Gone(_)
         )
     }
 
@@ -640,7 +678,9 @@ impl<'a, D: Drainable> Server<'a, D> {
                         self.perform(action);
                     }
                 }
-                Err(input) => tracing::error!(phase = was, ?input, "the incumbent's table has no row for this"),
+                Err(input) => {
+                    tracing::error!(phase = was, ?input, "the incumbent's table has no row for this")
+                }
             }
             self.settle_end();
         }
@@ -716,7 +756,11 @@ impl<'a, D: Drainable> Server<'a, D> {
     }
 
     fn lock_file(&self) -> String {
-        self.incumbent.lock.path().file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned())
+        self.incumbent
+            .lock
+            .path()
+            .file_name()
+            .map_or(String::new(), |name| name.to_string_lossy().into_owned())
     }
 
     fn send(&mut self, word: Word) {
@@ -724,7 +768,8 @@ impl<'a, D: Drainable> Server<'a, D> {
         let message = match word {
             Word::Prepared(generation) => return self.send_prepared(conn, generation),
             Word::Drained(report) => {
-                let (stopped_us, conns) = self.course.as_ref().map_or((0, 0), |course| (course.stopped_us, course.conns));
+                let (stopped_us, conns) =
+                    self.course.as_ref().map_or((0, 0), |course| (course.stopped_us, course.conns));
                 Message::Drained(Drained { report, stopped_us, conns })
             }
             Word::Sealed(report) => Message::Sealed(report),
@@ -798,7 +843,9 @@ impl<'a, D: Drainable> Server<'a, D> {
             Err(e) => return Input::LockFailed(e.to_string()),
         }
         match self.incumbent.lock.record() {
-            Ok(Some(record)) => Input::Locked(Found { generation: record.generation, standing: record.standing }),
+            Ok(Some(record)) => {
+                Input::Locked(Found { generation: record.generation, standing: record.standing })
+            }
             Ok(None) => Input::LockFailed("the owner record is gone".to_owned()),
             Err(e) => Input::LockFailed(e.to_string()),
         }
@@ -812,7 +859,9 @@ impl<'a, D: Drainable> Server<'a, D> {
         let bound = unix::Bound::beside(path).and_then(|mut bound| bound.put_in_place(path).map(|()| bound));
         match bound {
             Ok(bound) => self.incumbent.bound = bound,
-            Err(error) => tracing::error!(%error, "this daemon serves, but cannot be reached at its control path"),
+            Err(error) => {
+                tracing::error!(%error, "this daemon serves, but cannot be reached at its control path")
+            }
         }
     }
 
@@ -824,7 +873,8 @@ impl<'a, D: Drainable> Server<'a, D> {
         };
         self.ended.clone_from(&handoff);
         let message = Message::Verdict(Report { handoff, verdict, phases });
-        let watching: Vec<Conn> = self.clients.iter().filter(|(_, client)| client.watches).map(|(conn, _)| *conn).collect();
+        let watching: Vec<Conn> =
+            self.clients.iter().filter(|(_, client)| client.watches).map(|(conn, _)| *conn).collect();
         for conn in watching {
             self.answer(conn, &message);
         }
@@ -881,7 +931,8 @@ impl<'a, D: Drainable> Server<'a, D> {
                 });
             }
             Action::Persist(Trial::No) => {
-                let record = self.incumbent.identity.record(self.incumbent.machine.generation, Standing::Final);
+                let record =
+                    self.incumbent.identity.record(self.incumbent.machine.generation, Standing::Final);
                 self.job(Job::Finalize(record));
             }
             Action::StopServing => {

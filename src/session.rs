@@ -157,7 +157,8 @@ impl Session {
         let mut interests = vec![];
         // After `begin` the driver has nothing more to say.
         let listens = *self.phase() == Phase::Waiting;
-        let channels = self.channel.iter().filter(|channel| listens || channel.wants_write()).chain(&self.lease);
+        let channels =
+            self.channel.iter().filter(|channel| listens || channel.wants_write()).chain(&self.lease);
         for channel in channels {
             interests.push((channel.as_fd(), if channel.wants_write() { Want::Both } else { Want::Read }));
         }
@@ -200,7 +201,9 @@ impl Session {
                         return Some(input);
                     }
                 }
-                Ok(Some(Incoming::Unknown(name))) => tracing::warn!(name, "unknown message from the incumbent"),
+                Ok(Some(Incoming::Unknown(name))) => {
+                    tracing::warn!(name, "unknown message from the incumbent")
+                }
                 Err(e) => {
                     tracing::debug!(error = %e, "the lease is lost");
                     self.lease = None;
@@ -254,7 +257,9 @@ impl Session {
                 self.begin = Some(begin);
                 Input::Begin
             }
-            _ => Input::Dismissed(Reason::Protocol { detail: "begin must carry one descriptor, the lease".to_owned() }),
+            _ => Input::Dismissed(Reason::Protocol {
+                detail: "begin must carry one descriptor, the lease".to_owned(),
+            }),
         }
     }
 
