@@ -5,6 +5,8 @@ mod build_id;
 pub mod lock;
 pub mod process;
 mod program;
+pub mod queue;
+pub mod socket;
 pub mod spawn;
 mod start;
 pub mod tree;
