@@ -2,6 +2,8 @@
 #![allow(unsafe_code, reason = "the one module that talks to the kernel; every block carries its argument")]
 
 mod build_id;
+pub mod append;
+mod build_id;
 pub mod clock;
 pub(crate) mod file;
 pub mod inherit;
@@ -10,6 +12,7 @@ pub mod poll;
 pub mod process;
 mod program;
 pub mod queue;
+pub mod random;
 pub mod socket;
 pub mod spawn;
 mod start;

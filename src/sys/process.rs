@@ -242,6 +242,7 @@ mod tests {
 
     use super::*;
     use std::fs::File;
+    use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixStream;
     use std::process::{Child, Command, Stdio};
     use std::time::Duration;
@@ -345,9 +346,13 @@ mod tests {
         let path = dir.path().join("sleeper");
         fs::copy(executable(std::process::id()).unwrap(), &path).unwrap();
         let mut child = spawn_when_not_busy(&path);
+        // The parent goes on before the kernel has finished the exec; what the child prints comes after it.
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        output.read_until(b'\n', &mut Vec::new()).unwrap();
         fs::remove_file(&path).unwrap();
         assert_eq!(executable(child.id()).unwrap(), path.canonicalize().unwrap_or(path.clone()));
-        assert!(command_line(child.id()).unwrap().ends_with("sleeps_for_the_tests --exact --ignored"));
+        let line = command_line(child.id()).unwrap();
+        assert!(line.ends_with("sleeps_for_the_tests --exact --ignored"), "{line}");
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -359,7 +364,7 @@ mod tests {
             let mut command = Command::new(path);
             command
                 .args(["sys::process::tests::sleeps_for_the_tests", "--exact", "--ignored"])
-                .stdout(Stdio::null());
+                .stdout(Stdio::piped());
             match command.spawn() {
                 Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
                     std::thread::yield_now();
