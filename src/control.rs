@@ -32,7 +32,9 @@ impl Control {
             match Self::try_connect(path.as_ref(), actor, deadline) {
                 // It has just handed over: whoever the path leads to now will answer.
                 Err(Error::PeerLost { .. }) if Instant::now() < deadline => std::thread::sleep(PAUSE),
-                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                Err(Error::Io { source, .. })
+                    if source.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline =>
+                {
                     std::thread::sleep(PAUSE);
                 }
                 connected => return connected,
@@ -90,7 +92,9 @@ impl Control {
         let mut answer = self.ask(&Message::Listeners {}, deadline)?;
         let mut listeners = vec![];
         loop {
-            let (Message::ListenerList(list), fds) = answer else { return Err(unexpected("listener-list", &answer.0)) };
+            let (Message::ListenerList(list), fds) = answer else {
+                return Err(unexpected("listener-list", &answer.0));
+            };
             if list.names.len() != fds.len() {
                 let expected = format!("{} descriptors", list.names.len());
                 return Err(Error::Protocol { expected, got: fds.len().to_string() });

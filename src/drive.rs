@@ -197,14 +197,19 @@ impl<'a> Drive<'a> {
         let to_successor = self.successor.as_ref().and_then(|successor| successor.channel.as_ref());
         for (source, channel) in channels.into_iter().chain([(Source::Successor, to_successor)]) {
             if let Some(channel) = channel {
-                sources.push((source, channel.as_fd(), if channel.wants_write() { Want::Both } else { Want::Read }));
+                sources.push((
+                    source,
+                    channel.as_fd(),
+                    if channel.wants_write() { Want::Both } else { Want::Read },
+                ));
             }
         }
         if let Some(pidfd) = self.successor.as_ref().and_then(Successor::watched) {
             sources.push((Source::SuccessorDeath, pidfd.as_fd(), Want::Read));
         }
         let fds: Vec<(BorrowedFd<'_>, Want)> = sources.iter().map(|(_, fd, want)| (*fd, *want)).collect();
-        let ready = poll::wait(&fds, Some(self.wake_at())).map_err(|e| Error::io("wait for the handoff", e))?;
+        let ready =
+            poll::wait(&fds, Some(self.wake_at())).map_err(|e| Error::io("wait for the handoff", e))?;
         let ready: Vec<Source> =
             sources.iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, ..), _)| *source).collect();
         for source in ready {
@@ -220,7 +225,8 @@ impl<'a> Drive<'a> {
     }
 
     fn in_gap(&self) -> bool {
-        matches!(self.machine.phase, Phase::Draining | Phase::Sealing | Phase::Deciding | Phase::Orphaned) && self.served.is_none()
+        matches!(self.machine.phase, Phase::Draining | Phase::Sealing | Phase::Deciding | Phase::Orphaned)
+            && self.served.is_none()
     }
 
     fn expire(&mut self) -> bool {
@@ -250,9 +256,11 @@ impl<'a> Drive<'a> {
         }
         self.ticked = Instant::now();
         self.ask_status();
-        let queue = self.measured.queue_limit.map(|limit| (queues(&self.listeners).map_or(0, |(len, _)| len), limit));
+        let queue =
+            self.measured.queue_limit.map(|limit| (queues(&self.listeners).map_or(0, |(len, _)| len), limit));
         let left = self.timers.iter().map(|(_, at)| at.saturating_duration_since(self.ticked)).min();
-        let event = Event::Tick { phase: self.machine.phase.name(), open_conns: self.open_conns, queue, left };
+        let event =
+            Event::Tick { phase: self.machine.phase.name(), open_conns: self.open_conns, queue, left };
         let wish = (self.observer)(&event);
         self.heed(wish);
     }
@@ -302,7 +310,9 @@ impl<'a> Drive<'a> {
                 }
                 Err(e) => Some(broken(e.to_string())),
             },
-            Message::Busy { handoff, phase, age_ms } => Some(Input::Refused(Refusal::Busy { handoff, phase, age_ms })),
+            Message::Busy { handoff, phase, age_ms } => {
+                Some(Input::Refused(Refusal::Busy { handoff, phase, age_ms }))
+            }
             Message::Refused { reason } => Some(Input::Refused(Refusal::Declined(reason))),
             Message::Drained(drained) => {
                 self.stopped_us = Some(drained.stopped_us);
@@ -371,7 +381,9 @@ impl<'a> Drive<'a> {
             match received {
                 Ok(None) => return,
                 Ok(Some(Incoming::Message(message, _))) => self.successor_word(message),
-                Ok(Some(Incoming::Unknown(name))) => tracing::warn!(name, "unknown message from the successor"),
+                Ok(Some(Incoming::Unknown(name))) => {
+                    tracing::warn!(name, "unknown message from the successor")
+                }
                 Err(_) => {
                     successor.channel = None;
                     self.inputs.push_back(Input::SuccessorLost);
@@ -403,9 +415,9 @@ impl<'a> Drive<'a> {
         match (check_hello(hello), &mut self.successor) {
             (Ok(hello), Some(successor)) => {
                 // Where it is in another pid namespace, its number means somebody else here: then the channel tells.
-                let pidfd = PidFd::open(hello.process.pid)
-                    .ok()
-                    .filter(|_| ProcessId::of(hello.process.pid).is_ok_and(|process| process == hello.process));
+                let pidfd = PidFd::open(hello.process.pid).ok().filter(|_| {
+                    ProcessId::of(hello.process.pid).is_ok_and(|process| process == hello.process)
+                });
                 successor.build_id.clone_from(&hello.build_id);
                 successor.process = Some((hello.process, pidfd));
             }
@@ -433,7 +445,9 @@ impl<'a> Drive<'a> {
                 self.say(&Message::Drain { grace_ms });
             }
             Action::SendSeal => self.say(&Message::Seal {}),
-            Action::SendAbort(reason) => self.say(&Message::Abort { reason: reason.to_string(), cause: Some(reason) }),
+            Action::SendAbort(reason) => {
+                self.say(&Message::Abort { reason: reason.to_string(), cause: Some(reason) })
+            }
             Action::SendCancel(reason) => self.cancel(reason),
             Action::Spawn => self.begin_and_spawn()?,
             Action::PassLease => self.pass_lease(),
@@ -482,7 +496,9 @@ impl<'a> Drive<'a> {
         let length = match (timer, &self.machine.phase) {
             (Timer::Answer, _) => ANSWER,
             (Timer::WarmUp, _) => self.spec.warm_up,
-            (Timer::Silence, Phase::Baking) => self.spec.bake.unwrap_or_default() + self.spec.stand_by + MARGIN,
+            (Timer::Silence, Phase::Baking) => {
+                self.spec.bake.unwrap_or_default() + self.spec.stand_by + MARGIN
+            }
             // After the incumbent: the successor has to open the data, as after a crash.
             (Timer::Silence, Phase::Orphaned) => self.spec.deadline + MARGIN,
             (Timer::Silence, _) => {
@@ -535,13 +551,20 @@ impl<'a> Drive<'a> {
         spawn.new_session = true;
         spawn.cgroup.clone_from(&self.spec.cgroup);
         let child = spawn.spawn()?;
-        let leader = PidFd::open(child.id()).map_err(|e| Error::io(format!("open a pidfd of pid {}", child.id()), e))?;
+        let leader = PidFd::open(child.id())
+            .map_err(|e| Error::io(format!("open a pidfd of pid {}", child.id()), e))?;
         let tree = match &self.spec.cgroup {
             Some(path) => Tree::Cgroup { path: path.clone() },
             None => Tree::Session { sid: child.id() },
         };
-        let mut successor =
-            Successor { child, leader, tree, channel: Some(Channel::new(ours)), process: None, build_id: String::new() };
+        let mut successor = Successor {
+            child,
+            leader,
+            tree,
+            channel: Some(Channel::new(ours)),
+            process: None,
+            build_id: String::new(),
+        };
         self.offer(&mut successor)?;
         Ok(successor)
     }
@@ -595,7 +618,11 @@ impl<'a> Drive<'a> {
         Parties {
             lock_file: prepared.map(|prepared| Path::new(&prepared.data_dir).join(&prepared.lock_file)),
             incumbent: prepared.map(|prepared| prepared.incumbent.clone()),
-            successor: self.successor.as_ref().and_then(|s| s.process.as_ref()).map(|(process, _)| process.clone()),
+            successor: self
+                .successor
+                .as_ref()
+                .and_then(|s| s.process.as_ref())
+                .map(|(process, _)| process.clone()),
             generation: prepared.map(|prepared| prepared.generation),
         }
     }
@@ -603,7 +630,9 @@ impl<'a> Drive<'a> {
     // ---- The end.
 
     fn finish(mut self) -> Result<HandoffOutcome> {
-        let Phase::Done(outcome) = self.machine.phase.clone() else { unreachable!("the loop ends in this phase") };
+        let Phase::Done(outcome) = self.machine.phase.clone() else {
+            unreachable!("the loop ends in this phase")
+        };
         self.measure();
         self.note_end(&outcome);
         let committed = outcome == Outcome::Committed;
@@ -623,7 +652,8 @@ impl<'a> Drive<'a> {
         self.measured.total_ms = millis(self.began.elapsed());
         let gap = |(stopped, served): (u64, Served)| served.serving_us.saturating_sub(stopped);
         self.measured.gap_us = self.stopped_us.zip(self.served).map(gap);
-        self.measured.overflows = self.overflows_before.zip(overflows()).map(|(before, after)| after.saturating_sub(before));
+        self.measured.overflows =
+            self.overflows_before.zip(overflows()).map(|(before, after)| after.saturating_sub(before));
     }
 
     fn note_end(&mut self, outcome: &Outcome) {
@@ -632,12 +662,17 @@ impl<'a> Drive<'a> {
                 generation: self.served.map_or(0, |served| served.generation),
                 binary: self.program.path().to_owned(),
                 args: self.spec.args.clone(),
-                build_id: self.successor.as_ref().map_or(String::new(), |successor| successor.build_id.clone()),
+                build_id: self
+                    .successor
+                    .as_ref()
+                    .map_or(String::new(), |successor| successor.build_id.clone()),
                 gap_us: self.measured.gap_us,
             },
             Outcome::RolledBack(reason) => Entry::RolledBack { reason: reason.to_string() },
             Outcome::Refused(_) => return,
-            Outcome::NothingServing(detail) | Outcome::Undecided(detail) => Entry::Undecided { detail: detail.clone() },
+            Outcome::NothingServing(detail) | Outcome::Undecided(detail) => {
+                Entry::Undecided { detail: detail.clone() }
+            }
         };
         self.note(entry);
         if let Some(Err(e)) = self.journal.as_mut().map(Journal::sync) {

@@ -2,15 +2,20 @@
 //! automatic rollback.
 
 mod channel;
+pub mod control;
 pub mod data_dir;
 pub mod drainable;
+mod drive;
 pub mod error;
 pub mod fds;
 pub mod incumbent;
+pub mod journal;
 pub mod proto;
+mod recover;
 pub mod role;
 mod serve;
 mod session;
+pub mod supervisor;
 #[doc(hidden)]
 pub mod sys;
 

@@ -78,7 +78,9 @@ pub(crate) fn inquire(control: &Path, parties: &Parties) -> Outcome {
             Conclusion::Ended(outcome) => return outcome,
             Conclusion::GoingOn if Instant::now() < until => std::thread::sleep(PAUSE),
             Conclusion::GoingOn => return Outcome::Undecided(going_on(&facts).to_owned()),
-            Conclusion::StartFrom(_) | Conclusion::StartAnything => return Outcome::NothingServing(parties.what_to_start()),
+            Conclusion::StartFrom(_) | Conclusion::StartAnything => {
+                return Outcome::NothingServing(parties.what_to_start());
+            }
         }
     }
 }
@@ -86,7 +88,9 @@ pub(crate) fn inquire(control: &Path, parties: &Parties) -> Outcome {
 fn going_on(facts: &Facts) -> &'static str {
     match facts.answer {
         Some(_) => "a handoff is still going on: see handoff status",
-        None => "a process holds the data directory's lock but does not answer on the control path: see handoff status",
+        None => {
+            "a process holds the data directory's lock but does not answer on the control path: see handoff status"
+        }
     }
 }
 
@@ -106,7 +110,9 @@ pub(crate) fn reason_of(outcome: &Outcome) -> Option<String> {
 
 impl Parties {
     fn of(handoff: &HandoffSummary) -> Self {
-        let Some(Event::Begun { data_dir, generation, incumbent, .. }) = &handoff.begun else { return Self::default() };
+        let Some(Event::Begun { data_dir, generation, incumbent, .. }) = &handoff.begun else {
+            return Self::default();
+        };
         Self {
             lock_file: data_dir.as_ref().map(|dir| dir.join(data_dir::FILE_NAME)),
             incumbent: incumbent.clone(),
@@ -117,7 +123,8 @@ impl Parties {
 
     fn facts(&self, control: &Path) -> Facts {
         let deadline = Instant::now() + ANSWER;
-        let status = Control::connect(control, "handoff recovery", deadline).and_then(|mut c| c.status(deadline)).ok();
+        let status =
+            Control::connect(control, "handoff recovery", deadline).and_then(|mut c| c.status(deadline)).ok();
         let answer = status.map(|status| Answer { who: self.who(&status), busy: status.handoff.is_some() });
         let locked = self
             .lock_file
@@ -153,8 +160,9 @@ impl Parties {
             Standing::Trial => "the program before the one that was on trial",
             Standing::Final => "the program of the last owner",
         };
-        let command: Vec<String> =
-            std::iter::once(program.binary.display().to_string()).chain(program.args.iter().cloned()).collect();
+        let command: Vec<String> = std::iter::once(program.binary.display().to_string())
+            .chain(program.args.iter().cloned())
+            .collect();
         format!("nobody serves; start {standing}: {}", command.join(" "))
     }
 }

@@ -12,10 +12,10 @@ use crate::drive::Drive;
 use crate::error::{Error, Result};
 use crate::fds::{self, AsListener};
 use crate::journal::{self, Journal};
-pub use crate::recover::Recovered;
-use crate::recover;
 pub use crate::proto::driver::{Outcome, Refusal};
 use crate::proto::wire::PhaseMark;
+use crate::recover;
+pub use crate::recover::Recovered;
 
 /// Runs handoffs between the daemon at a control path and its successors.
 ///
@@ -153,7 +153,9 @@ impl Supervisor {
     pub fn new(control: impl AsRef<Path>) -> Result<Self> {
         let control = control.as_ref().to_owned();
         if control.file_name().is_none() {
-            return Err(Error::Invalid { detail: format!("{} has no file name: expected a socket's path", control.display()) });
+            return Err(Error::Invalid {
+                detail: format!("{} has no file name: expected a socket's path", control.display()),
+            });
         }
         Ok(Self { control, listeners: vec![], journal: None })
     }
@@ -214,7 +216,9 @@ impl Supervisor {
     fn listeners(&self) -> Result<Vec<(String, OwnedFd)>> {
         let copy = |(name, fd): &(String, std::io::Result<OwnedFd>)| {
             fds::check_name(name)?;
-            let unusable = |e: &std::io::Error| Error::io(format!("copy listener {name}"), std::io::Error::from(e.kind()));
+            let unusable = |e: &std::io::Error| {
+                Error::io(format!("copy listener {name}"), std::io::Error::from(e.kind()))
+            };
             let fd = fd.as_ref().map_err(unusable)?;
             Ok((name.clone(), fd.try_clone().map_err(|e| unusable(&e))?))
         };

@@ -1,7 +1,6 @@
 //! What touches the kernel: the only place with `unsafe`, `nix`, `libc` and `fs2`. It does and decides nothing.
 #![allow(unsafe_code, reason = "the one module that talks to the kernel; every block carries its argument")]
 
-mod build_id;
 pub mod append;
 mod build_id;
 pub mod clock;
