@@ -50,6 +50,22 @@ pub enum Error {
         /// What was expected there and what was found.
         detail: String,
     },
+    /// A file at a path of ours is not ours; it was not touched.
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What was expected there and what was found.
+        detail: String,
+    },
+    /// A file of ours was written by a newer version, in a format that this one cannot read; it was not touched.
+    FutureFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        format: u32,
+        /// The newest format that this version reads.
+        newest: u32,
+    },
     /// A peer sent what the protocol does not allow.
     Protocol {
         /// What was expected.
@@ -137,7 +153,11 @@ impl fmt::Display for Error {
                 write_holders(f, holders)
             }
             Self::LockReplaced { path } => {
-                write!(f, "{} was renamed or replaced while it was being locked; it must stay in place", path.display())
+                write!(
+                    f,
+                    "{} was renamed or replaced while it was being locked; it must stay in place",
+                    path.display()
+                )
             }
             Self::NetworkFileSystem { path, kind } => write!(
                 f,
@@ -147,13 +167,21 @@ impl fmt::Display for Error {
             Self::Damaged { path, offset, detail } => {
                 write!(f, "{} is damaged at byte {offset}: {detail}", path.display())
             }
+            Self::Foreign { path, detail } => write!(f, "{} is not ours: {detail}", path.display()),
+            Self::FutureFormat { path, format, newest } => write!(
+                f,
+                "{} has format {format}, this version reads up to {newest}: use the newer handoff that wrote it",
+                path.display()
+            ),
             Self::Protocol { expected, got } => write!(f, "protocol error: expected {expected}, got {got}"),
             Self::Version { ours, theirs } => write!(
                 f,
                 "no common protocol version: this side speaks {} to {}, the peer {} to {}",
                 ours.0, ours.1, theirs.0, theirs.1
             ),
-            Self::PeerLost { waiting_for } => write!(f, "the peer closed its end while waiting for {waiting_for}"),
+            Self::PeerLost { waiting_for } => {
+                write!(f, "the peer closed its end while waiting for {waiting_for}")
+            }
             Self::TimedOut { waiting_for } => write!(f, "timed out waiting for {waiting_for}"),
             Self::Aborted { reason } => write!(f, "the handoff was aborted: {reason}"),
             Self::Busy { handoff, phase, age_ms } => {
@@ -184,7 +212,8 @@ impl From<io::Error> for Error {
 
 fn write_holders(f: &mut fmt::Formatter<'_>, holders: &[Holder]) -> fmt::Result {
     if holders.is_empty() {
-        return f.write_str("a process that /proc does not show (another container, or a descriptor in flight)");
+        return f
+            .write_str("a process that /proc does not show (another container, or a descriptor in flight)");
     }
     for (i, holder) in holders.iter().enumerate() {
         if i > 0 {

@@ -3,6 +3,7 @@
 
 pub mod drainable;
 pub mod error;
+pub mod journal;
 #[doc(hidden)]
 pub mod sys;
 
