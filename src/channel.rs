@@ -224,11 +224,6 @@ impl Channel {
             self.flush()?;
         }
     }
-
-    /// Gives the socket up, with nothing of it left unread here.
-    pub fn into_socket(self) -> OwnedFd {
-        self.socket
-    }
 }
 
 impl AsFd for Channel {

@@ -59,6 +59,13 @@ pub enum Error {
         /// The file's format.
         found: u32,
     },
+    /// A file at a path of ours is not ours; it was not touched.
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What was expected there and what was found.
+        detail: String,
+    },
     /// A peer sent what the protocol does not allow.
     Protocol {
         /// What was expected.
@@ -165,6 +172,7 @@ impl fmt::Display for Error {
                 "{} has format {found} and this release reads up to {ours}: use the release that wrote it, or a later one",
                 path.display()
             ),
+            Self::Foreign { path, detail } => write!(f, "{} is not ours: {detail}", path.display()),
             Self::Protocol { expected, got } => write!(f, "protocol error: expected {expected}, got {got}"),
             Self::Version { ours, theirs } => write!(
                 f,
