@@ -960,7 +960,7 @@ mod tests {
             return eprintln!("skipped: no control group can be made here");
         };
         let shell = shell();
-        let script = image(&shell, &["-c", "cat /proc/self/cgroup; exec sleep 600"]);
+        let script = image(&shell, &["-c", "echo up; exec sleep 600"]);
         let (child, mut reader) = start(Spawn { cgroup: Some(group.clone()), ..Spawn::new(script) });
         reader.read_line(&mut String::new()).unwrap();
         let (pid, members) = (child.id(), fs::read_to_string(group.join("cgroup.procs")).unwrap());
