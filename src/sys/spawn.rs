@@ -674,11 +674,11 @@ mod tests {
         what_is_at(std::process::id(), fd)
     }
 
-    /// A process that does nothing, and what it has open.
+    /// A process that does nothing, not even open the files of its language, and what it has open.
     fn idle_with(fds: Vec<(RawFd, BorrowedFd<'_>)>) -> (Child, Vec<(RawFd, PathBuf)>) {
         let shell = shell();
         let (child, mut reader) =
-            start(Spawn::new(Image { fds, ..image(&shell, &["-c", "echo up; exec sleep 600"]) }));
+            start(Spawn::new(Image { fds, ..image(&shell, &["-c", "echo up; kill -STOP $$"]) }));
         reader.read_line(&mut String::new()).unwrap();
         let entries = fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
         let numbers = entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap());
