@@ -461,6 +461,7 @@ mod tests {
                 control: odd.clone(),
                 data_dir: Some("/data".into()),
                 generation: Some(u64::MAX),
+                incumbent: None,
             },
             Event::Begun {
                 binary: None,
@@ -469,6 +470,7 @@ mod tests {
                 control: "/c".into(),
                 data_dir: None,
                 generation: None,
+                incumbent: None,
             },
             Event::Phase { name: "drain".into() },
             Event::Committed {
