@@ -2,3 +2,5 @@
 #![allow(unsafe_code, reason = "the one module that talks to the kernel; every block carries its argument")]
 
 pub mod lock;
+pub mod reactor;
+pub mod signals;
