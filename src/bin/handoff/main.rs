@@ -1,2 +1,3 @@
 //! The `handoff` command.
+mod kvd;
 fn main() {}
