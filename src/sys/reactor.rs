@@ -130,7 +130,7 @@ fn report(event: &EpollEvent) -> Event {
 
 /// Rounds up, so that a wait never ends just before its deadline and spins.
 fn millis_up(length: Duration) -> i32 {
-    let millis = length.as_millis() + u128::from(length.subsec_nanos() % 1_000_000 != 0);
+    let millis = length.as_millis() + u128::from(!length.subsec_nanos().is_multiple_of(1_000_000));
     i32::try_from(millis).unwrap_or(i32::MAX)
 }
 

@@ -16,7 +16,7 @@ use super::log::{self, Frame, Position, Writer};
 /// What the committing thread has reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Every change up to this number, counted from the start of the committer, is on disk.
+    /// Every change up to this number is on disk.
     pub durable: u64,
     /// The revision of each shard on disk.
     pub revisions: Vec<u64>,
@@ -45,6 +45,8 @@ pub struct Plan {
     pub revisions: Vec<u64>,
     /// Whether what was read may not be on disk yet, as whoever wrote it did not end properly. Then a sync comes first.
     pub sync_first: bool,
+    /// The number of the last change that was read, at least one; those that are submitted have higher numbers.
+    pub first_ticket: u64,
     /// The length from which the log is compacted, if less than half of it is live.
     pub compact_from: u64,
 }
@@ -87,7 +89,7 @@ enum Compaction {
 impl Committer {
     /// Starts committing to the log; `waker` is woken when something has become durable.
     pub fn start(writer: Writer, plan: Plan, waker: Arc<Waker>) -> Result<Self> {
-        let durable = u64::from(!plan.sync_first);
+        let durable = plan.first_ticket - u64::from(plan.sync_first);
         let progress = Progress {
             durable,
             revisions: plan.revisions.clone(),
@@ -97,7 +99,7 @@ impl Committer {
         };
         let queue = Queue {
             frame: Frame::default(),
-            ticket: FIRST_TICKET,
+            ticket: plan.first_ticket,
             revisions: plan.revisions.clone(),
             live_bytes: u64::MAX,
             closing: false,
@@ -157,9 +159,6 @@ impl Committer {
     }
 }
 
-/// The number of changes at the start; one, so that a first sync has a number before it.
-pub const FIRST_TICKET: u64 = 1;
-
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -172,7 +171,7 @@ impl Shared {
             self.fail(failure);
             return writer;
         }
-        self.reached(FIRST_TICKET, self.plan.revisions.clone(), writer.position());
+        self.reached(self.plan.first_ticket, self.plan.revisions.clone(), writer.position());
         while let Some((mut frame, ticket, revisions)) = self.next_frame(&mut writer) {
             match self.commit(&mut writer, &mut frame) {
                 Ok(()) => self.reached(ticket, revisions, writer.position()),
@@ -349,9 +348,9 @@ mod tests {
         fn start(compact_from: u64) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let writer = Writer::create(dir.path(), 1).unwrap();
-            let plan = Plan { dir: dir.path().into(), revisions: vec![0], sync_first: true, compact_from };
+            let plan = Plan { dir: dir.path().into(), revisions: vec![0], sync_first: true, first_ticket: 1, compact_from };
             let committer = Committer::start(writer, plan, Arc::new(Waker::new().unwrap())).unwrap();
-            Self { dir, committer, state: State::new(1), ticket: FIRST_TICKET }
+            Self { dir, committer, state: State::new(1), ticket: 1 }
         }
 
         fn set(&mut self, key: u32, value: &[u8]) {

@@ -129,7 +129,7 @@ mod tests {
     use super::super::store::{Record, Warm};
     use super::*;
 
-    const GO_ON: AtomicBool = AtomicBool::new(false);
+    static GO_ON: AtomicBool = AtomicBool::new(false);
 
     /// A log with a lot of garbage; returns its writer and the number of the last change.
     fn wasteful(dir: &Path) -> (Writer, u32) {
