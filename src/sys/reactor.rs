@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, sockopt};
 
@@ -182,6 +183,21 @@ pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(addr))?;
     socket::listen(&fd, Backlog::MAXALLOWABLE)?;
     Ok(TcpListener::from(fd))
+}
+
+/// Raises the soft limit of open files to `needed`, or as far as the hard limit allows; returns the limit then.
+///
+/// # Errors
+///
+/// What getrlimit(2) or setrlimit(2) returns.
+pub fn allow_open_files(needed: u64) -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft >= needed {
+        return Ok(soft);
+    }
+    let raised = needed.min(hard);
+    setrlimit(Resource::RLIMIT_NOFILE, raised, hard)?;
+    Ok(raised)
 }
 
 /// Half-closes: tells the peer that nothing more will come, and still reads what it sends.

@@ -2,6 +2,8 @@
 
 mod exit;
 mod kvd;
+#[cfg(test)]
+mod load;
 mod logging;
 
 use std::process::ExitCode;

@@ -4,6 +4,8 @@ mod compact;
 mod conn;
 mod daemon;
 mod data;
+#[cfg(test)]
+mod drain_tests;
 mod fault;
 mod log;
 mod resp;
@@ -81,6 +83,7 @@ fn fail_help() -> String {
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     logging::to_stderr("kvd");
     fault::strike(&args.fail, Point::Start);
+    allow_many_connections(args.max_clients);
     let terminations = Terminations::catch().context("catch signals")?;
     std::fs::create_dir_all(&args.data_dir).with_context(|| format!("create {}", args.data_dir.display()))?;
     if args.control.is_some() {
@@ -90,6 +93,20 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     let listener = reactor::listen(args.listen).with_context(|| format!("listen on {}", args.listen))?;
     let opened = warm.finish().context("open the data")?;
     serve(&args, opened, false, vec![listener], terminations)
+}
+
+/// Some descriptors besides those of the clients.
+const OWN_DESCRIPTORS: u64 = 64;
+
+fn allow_many_connections(max_clients: usize) {
+    let needed = max_clients as u64 + OWN_DESCRIPTORS;
+    match reactor::allow_open_files(needed) {
+        Ok(allowed) if allowed < needed => {
+            tracing::warn!("--max-clients {max_clients} needs {needed} open files, and {allowed} are allowed");
+        }
+        Ok(_) => {}
+        Err(e) => tracing::warn!("unable to read the limit of open files: {e}"),
+    }
 }
 
 /// What ends the process.
