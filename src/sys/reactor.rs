@@ -328,8 +328,19 @@ fn is_of_one_connection(e: Errno) -> bool {
     use Errno::*;
     matches!(
         e,
-        EINTR | EAGAIN | ECONNABORTED | ENETDOWN | EPROTO | ENOPROTOOPT | EHOSTDOWN | ENONET | EHOSTUNREACH
-            | EOPNOTSUPP | ENETUNREACH | EPERM | ETIMEDOUT
+        EINTR
+            | EAGAIN
+            | ECONNABORTED
+            | ENETDOWN
+            | EPROTO
+            | ENOPROTOOPT
+            | EHOSTDOWN
+            | ENONET
+            | EHOSTUNREACH
+            | EOPNOTSUPP
+            | ENETUNREACH
+            | EPERM
+            | ETIMEDOUT
     )
 }
 

@@ -87,7 +87,10 @@ mod tests {
     fn a_failure_is_one_line_that_says_each_cause_once() {
         let source = io::Error::from(io::ErrorKind::NotFound);
         let e = Err::<(), _>(Error::io("read kv.log", source)).context("open the data").unwrap_err();
-        assert_eq!(message("kvd", &e), "handoff kvd: fatal: unable to open the data: unable to read kv.log: entity not found\n");
+        assert_eq!(
+            message("kvd", &e),
+            "handoff kvd: fatal: unable to open the data: unable to read kv.log: entity not found\n"
+        );
         let e = anyhow::Error::from(Error::io("bind", io::Error::from(io::ErrorKind::AddrInUse)));
         assert_eq!(message("kvd", &e), "handoff kvd: fatal: unable to bind: address in use\n");
     }

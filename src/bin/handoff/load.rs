@@ -90,12 +90,13 @@ impl Load {
                 connection: None,
             };
             let stop = Arc::clone(&load.stop);
-            let spawn = std::thread::Builder::new().name("load".into()).stack_size(128 * 1024).spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    client.step();
-                }
-                client.account
-            });
+            let spawn =
+                std::thread::Builder::new().name("load".into()).stack_size(128 * 1024).spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        client.step();
+                    }
+                    client.account
+                });
             load.clients.push(spawn?);
         }
         Ok(load)
@@ -109,7 +110,8 @@ impl Load {
     /// Lets every client finish its request, and returns what was acknowledged.
     pub fn stop(self) -> Ledger {
         self.stop.store(true, Ordering::Relaxed);
-        let accounts = self.clients.into_iter().map(|client| client.join().expect("a client does not panic")).collect();
+        let accounts =
+            self.clients.into_iter().map(|client| client.join().expect("a client does not panic")).collect();
         let counts = lock(&self.counts).clone();
         Ledger { accounts, counts }
     }
@@ -134,7 +136,13 @@ struct Account {
 
 impl Account {
     fn new(prefix: &str, number: usize) -> Self {
-        Self { prefix: format!("{prefix}:{number}"), next: 0, acknowledged: Vec::new(), counter: 0, in_doubt: 0 }
+        Self {
+            prefix: format!("{prefix}:{number}"),
+            next: 0,
+            acknowledged: Vec::new(),
+            counter: 0,
+            in_doubt: 0,
+        }
     }
 
     fn key(&self, number: u64) -> String {
@@ -428,10 +436,17 @@ impl Ledger {
 }
 
 impl Account {
-    fn check_sets(&self, numbers: &[u64], connection: &mut Connection, found: &mut ReadBack) -> io::Result<()> {
+    fn check_sets(
+        &self,
+        numbers: &[u64],
+        connection: &mut Connection,
+        found: &mut ReadBack,
+    ) -> io::Result<()> {
         let keys: Vec<String> = numbers.iter().map(|number| self.key(*number)).collect();
         let words: Vec<&str> = ["MGET"].into_iter().chain(keys.iter().map(String::as_str)).collect();
-        let Answer::Array(values) = connection.call(&words)? else { return Err(io::ErrorKind::InvalidData.into()) };
+        let Answer::Array(values) = connection.call(&words)? else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
         for (number, value) in numbers.iter().zip(values) {
             let there = value == Answer::Bulk(Some(self.value(*number).into_bytes()));
             found.check(there, 1, || self.key(*number));

@@ -349,7 +349,9 @@ fn info(session: &mut Session<'_>, args: &[&[u8]], out: &mut Vec<u8>) -> Then {
         args.len() == 1
             || args[1..].iter().any(|arg| {
                 arg.eq_ignore_ascii_case(name.as_bytes())
-                    || [&b"all"[..], b"everything", b"default"].iter().any(|all| arg.eq_ignore_ascii_case(all))
+                    || [&b"all"[..], b"everything", b"default"]
+                        .iter()
+                        .any(|all| arg.eq_ignore_ascii_case(all))
             })
     };
     let mut text = String::new();
@@ -396,7 +398,9 @@ fn config(session: &mut Session<'_>, args: &[&[u8]], out: &mut Vec<u8>) -> Then 
     if !args[1].eq_ignore_ascii_case(b"get") {
         return failed(out, "ERR only CONFIG GET is supported; settings are options of the command line");
     }
-    let asked = |name: &str| args[2..].iter().any(|pattern| matches_glob(&pattern.to_ascii_lowercase(), name.as_bytes()));
+    let asked = |name: &str| {
+        args[2..].iter().any(|pattern| matches_glob(&pattern.to_ascii_lowercase(), name.as_bytes()))
+    };
     let found: Vec<Setting> = (session.config)().into_iter().filter(|(name, _)| asked(name)).collect();
     out.array(found.len() * 2);
     for (name, value) in found {
@@ -505,7 +509,10 @@ mod tests {
             ("GET", "-ERR wrong number of arguments for 'get' command|"),
             ("NOPE a b", "-ERR unknown command 'NOPE', with args beginning with: 'a' 'b' |"),
             ("CONFIG GET append*", "*2|$10|appendonly|$3|yes|"),
-            ("CONFIG SET save x", "-ERR only CONFIG GET is supported; settings are options of the command line|"),
+            (
+                "CONFIG SET save x",
+                "-ERR only CONFIG GET is supported; settings are options of the command line|",
+            ),
             ("INFO server", "$19|# Server|pid:7|||"),
             ("SELECT 0", "+OK|"),
             ("SELECT 1", "-ERR DB index is out of range|"),
@@ -522,7 +529,9 @@ mod tests {
     #[test]
     fn the_records_of_all_changes_lead_to_the_same_state() {
         let mut rig = Rig::new();
-        for line in ["SET a 1", "INCR a", "MSET b 1 c 2", "DEL b", "DECRBY n 5", "GET a", "SET a x NX", "DEL nope"] {
+        for line in
+            ["SET a 1", "INCR a", "MSET b 1 c 2", "DEL b", "DECRBY n 5", "GET a", "SET a x NX", "DEL nope"]
+        {
             rig.run(line);
         }
         let mut replayed = State::new(1);
@@ -549,7 +558,10 @@ mod tests {
     fn a_pattern_is_matched_in_bounded_time() {
         assert!(matches_glob(b"*a*b", b"xxaxxb") && matches_glob(b"", b"") && matches_glob(b"a\\*", b"a*"));
         assert!(!matches_glob(b"a\\*", b"ab") && !matches_glob(b"?", b"") && !matches_glob(b"a", b"ab"));
-        assert!(!matches_glob(&b"*a".repeat(40), &[b'a'; 10_000][..9_999].iter().map(|_| b'b').collect::<Vec<_>>()));
+        assert!(!matches_glob(
+            &b"*a".repeat(40),
+            &[b'a'; 10_000][..9_999].iter().map(|_| b'b').collect::<Vec<_>>()
+        ));
     }
 
     #[test]

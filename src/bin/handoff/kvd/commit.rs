@@ -81,7 +81,9 @@ struct Queue {
 
 enum Compaction {
     /// None is being made, and none will be before the log has this length.
-    None { from: u64 },
+    None {
+        from: u64,
+    },
     Running,
     Ready(Compacted),
 }
@@ -108,7 +110,8 @@ impl Committer {
             compaction: Compaction::None { from: plan.compact_from },
         };
         let no_compaction = Arc::new(AtomicBool::new(false));
-        let shared = Arc::new(Shared { plan, queue: queue.into(), work: Condvar::new(), waker, no_compaction });
+        let shared =
+            Arc::new(Shared { plan, queue: queue.into(), work: Condvar::new(), waker, no_compaction });
         let theirs = Arc::clone(&shared);
         let spawn = std::thread::Builder::new().name("commit".into()).spawn(move || theirs.run(writer));
         Ok(Self { shared, thread: spawn.map_err(|e| Error::io("start the committing thread", e))? })
@@ -189,7 +192,8 @@ impl Shared {
     fn next_frame(&self, writer: &mut Writer) -> Option<(Frame, u64, Vec<u64>)> {
         let mut queue = self.lock();
         loop {
-            if matches!(queue.compaction, Compaction::Ready(_)) && !self.no_compaction.load(Ordering::SeqCst) {
+            if matches!(queue.compaction, Compaction::Ready(_)) && !self.no_compaction.load(Ordering::SeqCst)
+            {
                 queue = self.install_compaction(queue, writer)?;
             }
             if !queue.frame.is_empty() {
@@ -203,12 +207,16 @@ impl Shared {
     }
 
     fn commit(&self, writer: &mut Writer, frame: &mut Frame) -> Result<(), Failure> {
-        writer.append(frame).map_err(|e| Failure { detail: format!("write {}: {e}", log::FILE), log_is_intact: true })?;
+        writer
+            .append(frame)
+            .map_err(|e| Failure { detail: format!("write {}: {e}", log::FILE), log_is_intact: true })?;
         self.sync(writer)
     }
 
     fn sync(&self, writer: &Writer) -> Result<(), Failure> {
-        writer.sync().map_err(|e| Failure { detail: format!("sync {}: {e}", log::FILE), log_is_intact: false })
+        writer
+            .sync()
+            .map_err(|e| Failure { detail: format!("sync {}: {e}", log::FILE), log_is_intact: false })
     }
 
     fn reached(&self, durable: u64, revisions: Vec<u64>, position: Position) {
@@ -289,7 +297,8 @@ impl Shared {
         mut queue: MutexGuard<'a, Queue>,
         writer: &mut Writer,
     ) -> Option<MutexGuard<'a, Queue>> {
-        let Compaction::Ready(compacted) = std::mem::replace(&mut queue.compaction, Compaction::Running) else {
+        let Compaction::Ready(compacted) = std::mem::replace(&mut queue.compaction, Compaction::Running)
+        else {
             return Some(queue);
         };
         drop(queue);
@@ -305,7 +314,8 @@ impl Shared {
                 queue.compaction = Compaction::None { from: self.plan.compact_from.max(after * 2) };
             }
             Err(Error::Io { attempt, source }) if attempt == SYNC_DIR => {
-                queue.failure = Some(Failure { detail: format!("{attempt}: {source}"), log_is_intact: false });
+                queue.failure =
+                    Some(Failure { detail: format!("{attempt}: {source}"), log_is_intact: false });
                 self.waker.wake();
                 return None;
             }
@@ -348,7 +358,13 @@ mod tests {
         fn start(compact_from: u64) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let writer = Writer::create(dir.path(), 1).unwrap();
-            let plan = Plan { dir: dir.path().into(), revisions: vec![0], sync_first: true, first_ticket: 1, compact_from };
+            let plan = Plan {
+                dir: dir.path().into(),
+                revisions: vec![0],
+                sync_first: true,
+                first_ticket: 1,
+                compact_from,
+            };
             let committer = Committer::start(writer, plan, Arc::new(Waker::new().unwrap())).unwrap();
             Self { dir, committer, state: State::new(1), ticket: 1 }
         }

@@ -88,7 +88,8 @@ fn gone(dir: &Path) -> Error {
 }
 
 fn replay(dir: &Path, upto: Position, cancel: &AtomicBool) -> Result<Option<State>> {
-    let mut reader = Reader::open(dir)?.filter(|reader| reader.position().id == upto.id).ok_or_else(|| gone(dir))?;
+    let mut reader =
+        Reader::open(dir)?.filter(|reader| reader.position().id == upto.id).ok_or_else(|| gone(dir))?;
     let mut state = State::new(upto.shards);
     let read = reader.read(Some(upto.len), |payload| match cancel.load(Ordering::Relaxed) {
         true => Err("cancelled".into()),
@@ -188,7 +189,10 @@ mod tests {
         let (writer, _) = wasteful(dir.path());
         let expected = recovered(dir.path());
         let compacted = Compacted::make(dir.path(), writer.position(), &GO_ON).unwrap().unwrap();
-        let beside = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).find(|p| *p != log::path_in(dir.path()));
+        let beside = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .find(|p| *p != log::path_in(dir.path()));
         let (beside, whole) = (beside.clone().unwrap(), fs::read(beside.unwrap()).unwrap());
         for cut in (0..whole.len()).step_by(7) {
             fs::write(&beside, &whole[..cut]).unwrap();

@@ -103,7 +103,11 @@ impl Conn {
     /// Calls `run` with the arguments of a request that was just taken and the buffer for its answer.
     ///
     /// `run` returns how far the disk must be before the answer may leave.
-    pub fn answer<R>(&mut self, request: &Request, run: impl FnOnce(&[&[u8]], &mut Vec<u8>) -> (R, u64)) -> R {
+    pub fn answer<R>(
+        &mut self,
+        request: &Request,
+        run: impl FnOnce(&[&[u8]], &mut Vec<u8>) -> (R, u64),
+    ) -> R {
         let bytes = &self.input[self.consumed..];
         let args: Vec<&[u8]> = request.args.iter().map(|range| &bytes[range.clone()]).collect();
         let (result, barrier) = run(&args, &mut self.output.bytes);

@@ -71,7 +71,10 @@ impl Data {
 
     fn adopt(&mut self, opened: Opened, sealed: bool) -> Result<()> {
         if opened.torn > 0 {
-            tracing::warn!("cut an incomplete last record of {} bytes, which was never acknowledged", opened.torn);
+            tracing::warn!(
+                "cut an incomplete last record of {} bytes, which was never acknowledged",
+                opened.torn
+            );
         }
         self.frame = Frame::default();
         self.ticket += 1;

@@ -33,7 +33,11 @@ impl Rig {
         let (held, addr) = (listener.try_clone().unwrap(), listener.local_addr().unwrap());
         let config = Config {
             settings: Settings { dir: dir.path().into(), compact_from: 1 << 16, max_memory: 1 << 30 },
-            identity: Identity { build_id: "test".into(), role: "cold start", generation: Arc::new(Mutex::new(None)) },
+            identity: Identity {
+                build_id: "test".into(),
+                role: "cold start",
+                generation: Arc::new(Mutex::new(None)),
+            },
             max_clients: 1000,
             on_shutdown: Box::new(|| {}),
         };
@@ -166,7 +170,10 @@ fn what_cannot_be_finished_is_counted_at_the_deadline_and_served_after_a_resume(
 fn an_interrupt_ends_a_drain_early() {
     let rig = Rig::start();
     let mut slow = rig.connect_and_ping();
-    assert_eq!(rig.connect().call(&["SET", "big", &"v".repeat(4 << 20)]).unwrap(), Answer::Simple("OK".into()));
+    assert_eq!(
+        rig.connect().call(&["SET", "big", &"v".repeat(4 << 20)]).unwrap(),
+        Answer::Simple("OK".into())
+    );
     slow.send_bytes("GET big\r\n".repeat(16).as_bytes()).unwrap();
     std::thread::scope(|scope| {
         let drain = scope.spawn(|| rig.handle.drain(Instant::now() + PATIENCE * 10).unwrap());
@@ -248,7 +255,11 @@ fn clients_that_keep_their_connection_lose_no_acknowledged_write() {
     }
     let ledger = load.stop();
     let counts = &ledger.counts;
-    assert_eq!((counts.reset, counts.refused, counts.errors, counts.contradictions), (0, 0, 0, 0), "{counts:?}");
+    assert_eq!(
+        (counts.reset, counts.refused, counts.errors, counts.contradictions),
+        (0, 0, 0, 0),
+        "{counts:?}"
+    );
     assert!(counts.closed_idle + counts.unanswered > 0, "they were closed by each handoff: {counts:?}");
     let found = ledger.read_back(rig.addr).unwrap();
     assert_eq!(found.lost, 0, "{found}");

@@ -42,7 +42,9 @@ impl FromStr for Fault {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, millis) = match text.split_once('=') {
-            Some((name, n)) => (name, Some(n.parse().map_err(|_| format!("{n} is not a number of milliseconds"))?)),
+            Some((name, n)) => {
+                (name, Some(n.parse().map_err(|_| format!("{n} is not a number of milliseconds"))?))
+            }
             None => (text, None),
         };
         let fault = match (name, millis.map(Duration::from_millis)) {

@@ -157,7 +157,11 @@ impl Reader {
     /// # Errors
     ///
     /// [`Error::Damaged`] with the offset of the frame that is wrong; the position is then that of the frame before.
-    pub fn read(&mut self, limit: Option<u64>, mut apply: impl FnMut(&[u8]) -> Result<(), String>) -> Result<End> {
+    pub fn read(
+        &mut self,
+        limit: Option<u64>,
+        mut apply: impl FnMut(&[u8]) -> Result<(), String>,
+    ) -> Result<End> {
         self.rewind()?;
         loop {
             let size = self.size()?.min(limit.unwrap_or(u64::MAX));
@@ -214,7 +218,11 @@ impl Reader {
             all_zero = block[..wanted].iter().all(|b| *b == 0);
             left -= wanted as u64;
         }
-        if all_zero { Ok(End::Torn(remaining)) } else { Err(self.damaged("the checksum of a record's header is wrong")) }
+        if all_zero {
+            Ok(End::Torn(remaining))
+        } else {
+            Err(self.damaged("the checksum of a record's header is wrong"))
+        }
     }
 
     fn advance(&mut self) {
@@ -278,7 +286,8 @@ fn check_header(path: &Path, bytes: &[u8]) -> Result<Position> {
     }
     let version = u32_at(bytes, 8);
     if version != VERSION {
-        let detail = format!("{} has format version {version}, and this program reads {VERSION}", path.display());
+        let detail =
+            format!("{} has format version {version}, and this program reads {VERSION}", path.display());
         return Err(Error::Invalid { detail });
     }
     let id = bytes[16..32].try_into().expect("the range is sixteen bytes long");
@@ -341,7 +350,8 @@ impl Writer {
     pub fn open(dir: &Path, at: Position) -> Result<Self> {
         let path = path_in(dir);
         let file = OpenOptions::new().read(true).write(true).open(&path);
-        let writer = Self { file: file.map_err(|e| Error::io(format!("open {}", path.display()), e))?, path, at };
+        let writer =
+            Self { file: file.map_err(|e| Error::io(format!("open {}", path.display()), e))?, path, at };
         writer.cut().map_err(|e| Error::io(format!("cut the torn end of {}", writer.path.display()), e))?;
         Ok(writer)
     }
@@ -361,7 +371,10 @@ impl Writer {
     /// Creates a log under a temporary name, which no other process uses.
     pub fn create_beside(dir: &Path, shards: u32) -> Result<Self> {
         let id = random_id().map_err(|e| Error::io("read /dev/urandom", e))?;
-        let path = dir.join(format!("{TEMPORARY_PREFIX}{}", u64::from_le_bytes(id[..8].try_into().expect("eight of sixteen"))));
+        let path = dir.join(format!(
+            "{TEMPORARY_PREFIX}{}",
+            u64::from_le_bytes(id[..8].try_into().expect("eight of sixteen"))
+        ));
         let open = || OpenOptions::new().read(true).write(true).create_new(true).open(&path);
         let file = open().map_err(|e| creating(&path, e))?;
         file.write_all_at(&header(id, shards), 0).map_err(|e| creating(&path, e))?;
@@ -519,7 +532,11 @@ mod tests {
             assert_eq!(end, if torn == 0 { End::Clean } else { End::Torn(torn) }, "cut at {cut}");
             Writer::open(dir.path(), position).unwrap().append(&mut frame(b"more")).unwrap();
             let (payloads, end, _) = read(dir.path()).unwrap();
-            assert_eq!((payloads.last().unwrap().as_slice(), end), (&b"more"[..], End::Clean), "cut at {cut}");
+            assert_eq!(
+                (payloads.last().unwrap().as_slice(), end),
+                (&b"more"[..], End::Clean),
+                "cut at {cut}"
+            );
         }
     }
 
@@ -563,7 +580,9 @@ mod tests {
         assert_eq!(read(dir.path()).unwrap().1, End::Torn(5000));
         *longer.last_mut().unwrap() = 1;
         fs::write(path_in(dir.path()), &longer).unwrap();
-        assert!(matches!(read(dir.path()), Err(Error::Damaged { offset, .. }) if offset == whole.len() as u64));
+        assert!(
+            matches!(read(dir.path()), Err(Error::Damaged { offset, .. }) if offset == whole.len() as u64)
+        );
     }
 
     #[test]
@@ -589,7 +608,12 @@ mod tests {
         let file = OpenOptions::new().append(true).open(path_in(dir.path())).unwrap();
         for byte in &whole[HEADER..] {
             io::Write::write_all(&mut &file, &[*byte]).unwrap();
-            reader.read(None, |_| { seen += 1; Ok(()) }).unwrap();
+            reader
+                .read(None, |_| {
+                    seen += 1;
+                    Ok(())
+                })
+                .unwrap();
         }
         assert_eq!((seen, reader.position()), (PAYLOADS.len(), end));
     }

@@ -102,7 +102,9 @@ fn allow_many_connections(max_clients: usize) {
     let needed = max_clients as u64 + OWN_DESCRIPTORS;
     match reactor::allow_open_files(needed) {
         Ok(allowed) if allowed < needed => {
-            tracing::warn!("--max-clients {max_clients} needs {needed} open files, and {allowed} are allowed");
+            tracing::warn!(
+                "--max-clients {max_clients} needs {needed} open files, and {allowed} are allowed"
+            );
         }
         Ok(_) => {}
         Err(e) => tracing::warn!("unable to read the limit of open files: {e}"),

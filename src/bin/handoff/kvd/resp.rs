@@ -242,7 +242,8 @@ mod tests {
         parse_pieces(std::iter::once(bytes))
     }
 
-    const PIPELINE: &[u8] = b"PING\r\n*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$4\r\na\r\nb\r\n*0\r\n\r\n get  k \n*1\r\n$0\r\n\r\n";
+    const PIPELINE: &[u8] =
+        b"PING\r\n*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$4\r\na\r\nb\r\n*0\r\n\r\n get  k \n*1\r\n$0\r\n\r\n";
 
     fn pipeline_requests() -> Vec<Vec<Vec<u8>>> {
         let requests: [&[&[u8]]; 6] =
@@ -255,7 +256,11 @@ mod tests {
         for a in 0..=PIPELINE.len() {
             for b in a..=PIPELINE.len() {
                 let pieces = [&PIPELINE[..a], &PIPELINE[a..b], &PIPELINE[b..]];
-                assert_eq!(parse_pieces(pieces.into_iter()).unwrap(), pipeline_requests(), "split at {a} and {b}");
+                assert_eq!(
+                    parse_pieces(pieces.into_iter()).unwrap(),
+                    pipeline_requests(),
+                    "split at {a} and {b}"
+                );
             }
         }
         assert_eq!(parse_pieces(PIPELINE.chunks(1)).unwrap(), pipeline_requests());
@@ -274,8 +279,15 @@ mod tests {
     #[test]
     fn lengths_that_can_never_be_are_refused_before_they_arrive() {
         for bytes in [
-            &b"*99999999\r\n"[..], b"*x\r\n", b"*1\r\n$99999999999\r\n", b"*1\r\n$-1\r\n", b"*1\r\n$+4\r\n",
-            b"*1\r\n$18446744073709551616\r\n", b"*1\r\nPING\r\n", b"*1\r\n\r\n", b"*9223372036854775808\r\n",
+            &b"*99999999\r\n"[..],
+            b"*x\r\n",
+            b"*1\r\n$99999999999\r\n",
+            b"*1\r\n$-1\r\n",
+            b"*1\r\n$+4\r\n",
+            b"*1\r\n$18446744073709551616\r\n",
+            b"*1\r\nPING\r\n",
+            b"*1\r\n\r\n",
+            b"*9223372036854775808\r\n",
         ] {
             let error = parse(bytes).unwrap_err();
             assert!(error.starts_with("Protocol error: "), "{error}");

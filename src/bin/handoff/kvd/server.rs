@@ -175,7 +175,8 @@ pub fn start(
         stalled: Vec::new(),
         lingering: VecDeque::new(),
     };
-    let server = Server { core, conns: HashMap::new(), next_token: WAKER + 1, listeners, acceptors: Vec::new() };
+    let server =
+        Server { core, conns: HashMap::new(), next_token: WAKER + 1, listeners, acceptors: Vec::new() };
     let spawn = std::thread::Builder::new().name("serve".into()).spawn(move || on_end(server.run()));
     spawn.map_err(io)?;
     Ok(Handle(shared))
@@ -315,7 +316,8 @@ impl Server {
     }
 
     fn take_orders(&mut self) -> Result<()> {
-        let orders = std::mem::take(&mut *self.core.shared.orders.lock().unwrap_or_else(PoisonError::into_inner));
+        let orders =
+            std::mem::take(&mut *self.core.shared.orders.lock().unwrap_or_else(PoisonError::into_inner));
         // A reply that cannot be delivered is one that nobody waits for any more.
         for order in orders {
             match order {
@@ -335,7 +337,8 @@ impl Server {
         for listener in &self.listeners {
             let copy = listener.try_clone().map_err(|e| Error::io("duplicate a listener", e))?;
             let shared = Arc::clone(&self.core.shared);
-            let acceptor = Acceptor::start(copy.into(), move |connection| shared.order(Order::Adopt(connection)));
+            let acceptor =
+                Acceptor::start(copy.into(), move |connection| shared.order(Order::Adopt(connection)));
             self.acceptors.push(acceptor.map_err(|e| Error::io("start accepting", e))?);
         }
         Ok(())
@@ -372,7 +375,12 @@ impl Server {
         }
         let progress = self.core.data.progress();
         let durable = progress.durable;
-        self.core.shared.revisions.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&progress.revisions);
+        self.core
+            .shared
+            .revisions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(&progress.revisions);
         let draining = matches!(self.core.mode, Mode::Draining(_));
         while let Some((_, token)) = self.core.waiting.pop_front_if(|(barrier, _)| *barrier <= durable) {
             self.serve(token, draining, false);
@@ -389,8 +397,12 @@ impl Server {
             return Err(Error::io("go on committing", std::io::Error::other(failure.detail.clone())));
         }
         // Their answers tell of changes that did not happen; they learn it from the closed connection.
-        let unanswerable: Vec<u64> =
-            self.conns.iter().filter(|(_, conn)| conn.waits_for().is_some()).map(|(token, _)| *token).collect();
+        let unanswerable: Vec<u64> = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| conn.waits_for().is_some())
+            .map(|(token, _)| *token)
+            .collect();
         unanswerable.into_iter().for_each(|token| self.remove(token));
         self.core.waiting.clear();
         match std::mem::replace(&mut self.core.mode, Mode::Paused) {
@@ -613,7 +625,8 @@ impl Core {
     fn execute(&mut self, args: &[&[u8]], out: &mut Vec<u8>) -> (Then, u64) {
         self.counts.commands += 1;
         let refusal = self.data.refusal();
-        let facts = Facts { config: &self.config, counts: &self.counts, shared: &self.shared, started: self.started };
+        let facts =
+            Facts { config: &self.config, counts: &self.counts, shared: &self.shared, started: self.started };
         let (state, frame, ticket, progress) = self.data.parts();
         let pending = *ticket - progress.durable;
         let info = |state: &State| facts.info(progress, pending, state.live_bytes());
@@ -689,35 +702,50 @@ impl Facts<'_> {
         let generation = *identity.generation.lock().unwrap_or_else(PoisonError::into_inner);
         let revisions = progress.revisions.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
         vec![
-            ("Server", vec![
-                ("server_name", "kvd".into()),
-                ("redis_version", env!("CARGO_PKG_VERSION").into()),
-                ("process_id", std::process::id().to_string()),
-                ("uptime_in_seconds", self.started.elapsed().as_secs().to_string()),
-            ]),
-            ("Clients", vec![
-                ("connected_clients", self.shared.open_conns.load(Ordering::Relaxed).to_string()),
-                ("maxclients", self.config.max_clients.to_string()),
-            ]),
+            (
+                "Server",
+                vec![
+                    ("server_name", "kvd".into()),
+                    ("redis_version", env!("CARGO_PKG_VERSION").into()),
+                    ("process_id", std::process::id().to_string()),
+                    ("uptime_in_seconds", self.started.elapsed().as_secs().to_string()),
+                ],
+            ),
+            (
+                "Clients",
+                vec![
+                    ("connected_clients", self.shared.open_conns.load(Ordering::Relaxed).to_string()),
+                    ("maxclients", self.config.max_clients.to_string()),
+                ],
+            ),
             ("Memory", vec![("used_memory_dataset", live.to_string())]),
-            ("Persistence", vec![
-                ("aof_enabled", "1".into()),
-                ("aof_current_size", progress.position.len.to_string()),
-                ("aof_pending_changes", pending.to_string()),
-                ("log_syncs", progress.syncs.to_string()),
-                ("log_compactions", progress.compactions.to_string()),
-            ]),
-            ("Stats", vec![
-                ("total_connections_received", self.counts.connections.to_string()),
-                ("total_commands_processed", self.counts.commands.to_string()),
-            ]),
-            ("Handoff", vec![
-                ("build_id", identity.build_id.clone()),
-                ("pid", std::process::id().to_string()),
-                ("role", identity.role.into()),
-                ("generation", generation.map_or_else(|| "unknown".into(), |g| g.to_string())),
-                ("revision", revisions),
-            ]),
+            (
+                "Persistence",
+                vec![
+                    ("aof_enabled", "1".into()),
+                    ("aof_current_size", progress.position.len.to_string()),
+                    ("aof_pending_changes", pending.to_string()),
+                    ("log_syncs", progress.syncs.to_string()),
+                    ("log_compactions", progress.compactions.to_string()),
+                ],
+            ),
+            (
+                "Stats",
+                vec![
+                    ("total_connections_received", self.counts.connections.to_string()),
+                    ("total_commands_processed", self.counts.commands.to_string()),
+                ],
+            ),
+            (
+                "Handoff",
+                vec![
+                    ("build_id", identity.build_id.clone()),
+                    ("pid", std::process::id().to_string()),
+                    ("role", identity.role.into()),
+                    ("generation", generation.map_or_else(|| "unknown".into(), |g| g.to_string())),
+                    ("revision", revisions),
+                ],
+            ),
         ]
     }
 }

@@ -186,7 +186,10 @@ impl State {
 fn decode_revisions(bytes: &[u8], shards: usize) -> Result<Vec<u64>, String> {
     let (chunks, rest) = bytes.as_chunks::<8>();
     if chunks.len() != shards || !rest.is_empty() {
-        return Err(format!("the revisions of a compacted log are {} bytes for {shards} shards", bytes.len()));
+        return Err(format!(
+            "the revisions of a compacted log are {} bytes for {shards} shards",
+            bytes.len()
+        ));
     }
     Ok(chunks.iter().map(|chunk| u64::from_le_bytes(*chunk)).collect())
 }
@@ -250,7 +253,9 @@ impl Warm {
     /// Returns the state and the position that were reached, as a process that sealed it keeps them.
     pub fn keep(dir: &Path, state: State, at: Position) -> Result<Self> {
         let mut warm = Self { dir: dir.to_owned(), shards: Some(at.shards), loaded: None };
-        if let Some(mut reader) = Reader::open(dir)? && reader.skip_to(at)? {
+        if let Some(mut reader) = Reader::open(dir)?
+            && reader.skip_to(at)?
+        {
             warm.loaded = Some((reader, state));
         }
         Ok(warm)
@@ -285,9 +290,9 @@ impl Warm {
 fn check_shards(wanted: Option<u32>, found: u32) -> Result<u32> {
     match wanted {
         _ if found == 0 => Err(Error::Invalid { detail: "the log has no shards".into() }),
-        Some(wanted) if wanted != found => {
-            Err(Error::Invalid { detail: format!("the log has {found} shards, and --shards asks for {wanted}") })
-        }
+        Some(wanted) if wanted != found => Err(Error::Invalid {
+            detail: format!("the log has {found} shards, and --shards asks for {wanted}"),
+        }),
         _ => Ok(found),
     }
 }
@@ -321,7 +326,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = Writer::create(dir.path(), 4).unwrap();
         let mut state = State::new(4);
-        let records = [Record::Set(b"a", b"1"), Record::Set(b"b", b"2"), Record::Del(b"a"), Record::Set(b"c", b"")];
+        let records =
+            [Record::Set(b"a", b"1"), Record::Set(b"b", b"2"), Record::Del(b"a"), Record::Set(b"c", b"")];
         records.iter().for_each(|r| state.apply(*r).unwrap());
         append(&mut writer, &records);
         let opened = open(dir.path());
@@ -393,7 +399,8 @@ mod tests {
         append(&mut writer, &[Record::Set(b"a", &[1; 10_000])]);
         let sealed = open(dir.path());
         append(&mut writer, &[Record::Set(b"b", b"the successor's, on trial")]);
-        let opened = Warm::keep(dir.path(), sealed.state, sealed.writer.position()).unwrap().finish().unwrap();
+        let opened =
+            Warm::keep(dir.path(), sealed.state, sealed.writer.position()).unwrap().finish().unwrap();
         assert!((1..100).contains(&opened.tail), "read {} bytes", opened.tail);
         assert_eq!(opened.state, open(dir.path()).state);
     }
@@ -407,7 +414,8 @@ mod tests {
         let sealed = open(dir.path());
         let mut other = Writer::open(dir.path(), start).unwrap();
         append(&mut other, &[Record::Set(b"z", b"1")]);
-        let opened = Warm::keep(dir.path(), sealed.state, sealed.writer.position()).unwrap().finish().unwrap();
+        let opened =
+            Warm::keep(dir.path(), sealed.state, sealed.writer.position()).unwrap().finish().unwrap();
         assert_eq!((opened.state.get(b"a"), opened.state.get(b"z")), (None, Some(&b"1"[..])));
     }
 
