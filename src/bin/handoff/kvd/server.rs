@@ -4,7 +4,7 @@
 //! [`Acceptor`], which is simply stopped for a handoff. The connections that it accepted are ours alone.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, Sender};
@@ -39,8 +39,6 @@ pub struct Identity {
     pub build_id: String,
     /// How this process came to serve: `cold start` or `successor`.
     pub role: &'static str,
-    /// The owner's generation, when the library has said it.
-    pub generation: Arc<Mutex<Option<u64>>>,
 }
 
 /// What to serve with.
@@ -58,7 +56,7 @@ pub struct Config {
 /// What other threads ask the loop to do.
 enum Order {
     Adopt(OwnedFd),
-    Accept(Reply<()>),
+    Accept(u64, Reply<SocketAddr>),
     Drain(Instant, Reply<DrainReport>),
     Seal(Reply<SealReport>),
     Resume(Reply<()>),
@@ -89,9 +87,11 @@ impl Shared {
 pub struct Handle(Arc<Shared>);
 
 impl Handle {
-    /// Starts to accept; before this, connections wait in the queue.
-    pub fn accept(&self) -> Result<()> {
-        self.ask(Order::Accept)
+    /// Starts to accept, as the owner of this generation; before this, connections wait in the queue.
+    ///
+    /// Returns the first listener's address.
+    pub fn accept(&self, generation: u64) -> Result<SocketAddr> {
+        self.ask(|reply| Order::Accept(generation, reply))
     }
 
     /// Stops accepting, answers what has arrived, and closes connections after their last answer.
@@ -174,6 +174,7 @@ pub fn start(
         waiting: VecDeque::new(),
         stalled: Vec::new(),
         lingering: VecDeque::new(),
+        generation: 0,
     };
     let server =
         Server { core, conns: HashMap::new(), next_token: WAKER + 1, listeners, acceptors: Vec::new() };
@@ -207,6 +208,8 @@ struct Core {
     stalled: Vec<u64>,
     /// Half-closed connections, and until when they are read.
     lingering: VecDeque<(Instant, u64)>,
+    /// Of the owner record, which names this process.
+    generation: u64,
 }
 
 #[derive(Default)]
@@ -322,7 +325,10 @@ impl Server {
         for order in orders {
             match order {
                 Order::Adopt(connection) => self.adopt(connection),
-                Order::Accept(reply) => drop(reply.send(self.accept())),
+                Order::Accept(generation, reply) => {
+                    self.core.generation = generation;
+                    drop(reply.send(self.start_serving()));
+                }
                 Order::Drain(deadline, reply) => self.start_draining(deadline, reply)?,
                 Order::Seal(reply) => drop(reply.send(self.core.data.seal())),
                 Order::Resume(reply) => drop(reply.send(self.resume())),
@@ -330,6 +336,13 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    fn start_serving(&mut self) -> Result<SocketAddr> {
+        self.accept()?;
+        self.core.data.tidy();
+        let first = self.listeners.first().ok_or_else(|| Error::hook("there is no listener"))?;
+        first.local_addr().map_err(|e| Error::io("read the listener's address", e))
     }
 
     fn accept(&mut self) -> Result<()> {
@@ -625,8 +638,13 @@ impl Core {
     fn execute(&mut self, args: &[&[u8]], out: &mut Vec<u8>) -> (Then, u64) {
         self.counts.commands += 1;
         let refusal = self.data.refusal();
-        let facts =
-            Facts { config: &self.config, counts: &self.counts, shared: &self.shared, started: self.started };
+        let facts = Facts {
+            config: &self.config,
+            counts: &self.counts,
+            shared: &self.shared,
+            started: self.started,
+            generation: self.generation,
+        };
         let (state, frame, ticket, progress) = self.data.parts();
         let pending = *ticket - progress.durable;
         let info = |state: &State| facts.info(progress, pending, state.live_bytes());
@@ -683,6 +701,7 @@ struct Facts<'a> {
     counts: &'a Counts,
     shared: &'a Shared,
     started: Instant,
+    generation: u64,
 }
 
 impl Facts<'_> {
@@ -699,7 +718,6 @@ impl Facts<'_> {
 
     fn info(&self, progress: &Progress, pending: u64, live: u64) -> Vec<Section> {
         let identity = &self.config.identity;
-        let generation = *identity.generation.lock().unwrap_or_else(PoisonError::into_inner);
         let revisions = progress.revisions.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
         vec![
             (
@@ -742,7 +760,7 @@ impl Facts<'_> {
                     ("build_id", identity.build_id.clone()),
                     ("pid", std::process::id().to_string()),
                     ("role", identity.role.into()),
-                    ("generation", generation.map_or_else(|| "unknown".into(), |g| g.to_string())),
+                    ("generation", self.generation.to_string()),
                     ("revision", revisions),
                 ],
             ),

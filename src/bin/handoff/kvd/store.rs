@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use handoff::{Error, Result};
 
-use super::log::{self, End, Frame, Position, Reader, Writer};
+use super::log::{End, Frame, Position, Reader, Writer};
 
 /// A change of the data, as it is written in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,7 +236,6 @@ impl Warm {
     ///
     /// [`Error::Damaged`] when the log is wrong anywhere but in an incomplete last frame; nothing was changed then.
     pub fn finish(mut self) -> Result<Opened> {
-        log::remove_leftovers(&self.dir)?;
         if !self.is_current()? {
             self.read_from_the_start()?;
         }
@@ -262,6 +261,7 @@ impl Warm {
     }
 
     /// Returns how many bytes of the log have been read.
+    #[cfg(test)]
     pub fn len(&self) -> u64 {
         self.loaded.as_ref().map_or(0, |(reader, _)| reader.position().len)
     }
@@ -305,6 +305,7 @@ fn create(dir: &Path, shards: Option<u32>) -> Result<Opened> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::log;
     use super::*;
 
     fn frame(records: &[Record<'_>]) -> Frame {
