@@ -180,16 +180,16 @@ impl Session {
         }
         // Looked at first: what it sent before it died is read before its death counts.
         let dead = self.incumbent.is_dead().unwrap_or(false);
-        if let Some(input) = self.from_lease() {
+        if let Some(input) = self.lease_input() {
             return Some(input);
         }
-        if let Some(input) = self.from_channel(dead) {
+        if let Some(input) = self.channel_input(dead) {
             return Some(input);
         }
         (dead && self.minds(&Input::IncumbentLost)).then_some(Input::IncumbentLost)
     }
 
-    fn from_lease(&mut self) -> Option<Input> {
+    fn lease_input(&mut self) -> Option<Input> {
         loop {
             let lease = self.lease.as_mut()?;
             // What does not go now goes when it can be written.
@@ -230,7 +230,7 @@ impl Session {
         }
     }
 
-    fn from_channel(&mut self, dead: bool) -> Option<Input> {
+    fn channel_input(&mut self, dead: bool) -> Option<Input> {
         if *self.phase() != Phase::Waiting {
             if self.channel.as_mut().is_some_and(|channel| channel.flush().is_err()) {
                 self.channel = None;

@@ -185,6 +185,10 @@ pub enum Event {
 
 /// A sound line.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it lives for one line, and a box would be an allocation for each"
+)]
 pub(crate) enum Line {
     Header(Header),
     Record(Record),
