@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use handoff::sys::reactor::Waker;
 use handoff::{Error, Result};
 
 use super::compact::Compacted;
@@ -51,6 +50,9 @@ pub struct Plan {
     pub compact_from: u64,
 }
 
+/// Called on the committing thread; must not block.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
 /// The committing thread's handle.
 pub struct Committer {
     shared: Arc<Shared>,
@@ -61,8 +63,8 @@ struct Shared {
     plan: Plan,
     queue: Mutex<Queue>,
     work: Condvar,
-    /// Woken when there is progress or a failure.
-    waker: Arc<Waker>,
+    /// Called when there is progress or a failure.
+    wake: Wake,
     /// Set when a handoff begins: no compaction may be put into place any more.
     no_compaction: Arc<AtomicBool>,
 }
@@ -89,8 +91,8 @@ enum Compaction {
 }
 
 impl Committer {
-    /// Starts committing to the log; `waker` is woken when something has become durable.
-    pub fn start(writer: Writer, plan: Plan, waker: Arc<Waker>) -> Result<Self> {
+    /// Starts committing to the log; `wake` is called when something has become durable.
+    pub fn start(writer: Writer, plan: Plan, wake: Wake) -> Result<Self> {
         let durable = plan.first_ticket - u64::from(plan.sync_first);
         let progress = Progress {
             durable,
@@ -111,7 +113,7 @@ impl Committer {
         };
         let no_compaction = Arc::new(AtomicBool::new(false));
         let shared =
-            Arc::new(Shared { plan, queue: queue.into(), work: Condvar::new(), waker, no_compaction });
+            Arc::new(Shared { plan, queue: queue.into(), work: Condvar::new(), wake, no_compaction });
         let theirs = Arc::clone(&shared);
         let spawn = std::thread::Builder::new().name("commit".into()).spawn(move || theirs.run(writer));
         Ok(Self { shared, thread: spawn.map_err(|e| Error::io("start the committing thread", e))? })
@@ -226,12 +228,12 @@ impl Shared {
         queue.progress.position = position;
         queue.progress.syncs += 1;
         drop(queue);
-        self.waker.wake();
+        (self.wake)();
     }
 
     fn fail(&self, failure: Failure) {
         self.lock().failure = Some(failure);
-        self.waker.wake();
+        (self.wake)();
     }
 
     /// Starts a compaction when more than half of a log that is worth it is garbage.
@@ -316,7 +318,7 @@ impl Shared {
             Err(Error::Io { attempt, source }) if attempt == SYNC_DIR => {
                 queue.failure =
                     Some(Failure { detail: format!("{attempt}: {source}"), log_is_intact: false });
-                self.waker.wake();
+                (self.wake)();
                 return None;
             }
             Err(e) => {
@@ -365,7 +367,7 @@ mod tests {
                 first_ticket: 1,
                 compact_from,
             };
-            let committer = Committer::start(writer, plan, Arc::new(Waker::new().unwrap())).unwrap();
+            let committer = Committer::start(writer, plan, Arc::new(|| {})).unwrap();
             Self { dir, committer, state: State::new(1), ticket: 1 }
         }
 

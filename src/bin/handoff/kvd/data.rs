@@ -1,13 +1,11 @@
 //! The data that is being served: the map, the changes that are on their way to the disk, and the thread that takes them there.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use handoff::sys::reactor::Waker;
 use handoff::{Error, Result, SealReport};
 
-use super::commit::{Committer, Failure, Plan, Progress};
+use super::commit::{Committer, Failure, Plan, Progress, Wake};
 use super::log::{self, Frame};
 use super::store::{Opened, State, Warm};
 
@@ -35,7 +33,7 @@ pub struct Data {
     /// The number of the last change.
     pub ticket: u64,
     settings: Settings,
-    waker: Arc<Waker>,
+    wake: Wake,
     committer: Option<Committer>,
     progress: Progress,
     /// Whether the map is what is on disk up to `progress.position`: false after a failure.
@@ -50,7 +48,7 @@ const CONGESTED: usize = 32 << 20;
 
 impl Data {
     /// Starts serving what was opened. `sealed` says that another process has synced all of it.
-    pub fn start(opened: Opened, sealed: bool, settings: Settings, waker: Arc<Waker>) -> Result<Self> {
+    pub fn start(opened: Opened, sealed: bool, settings: Settings, wake: Wake) -> Result<Self> {
         let revisions = opened.state.revisions().to_vec();
         let position = opened.writer.position();
         let progress = Progress { durable: 0, revisions, position, compactions: 0, syncs: 0 };
@@ -59,7 +57,7 @@ impl Data {
             frame: Frame::default(),
             ticket: 0,
             settings,
-            waker,
+            wake,
             committer: None,
             progress,
             trusted: true,
@@ -86,7 +84,7 @@ impl Data {
             first_ticket: self.ticket,
             compact_from: self.settings.compact_from,
         };
-        self.committer = Some(Committer::start(opened.writer, plan, Arc::clone(&self.waker))?);
+        self.committer = Some(Committer::start(opened.writer, plan, self.wake.clone())?);
         self.state = opened.state;
         self.trusted = true;
         Ok(())

@@ -1,3 +1,9 @@
+//! The demonstration daemon, and the tutorial of an integration.
+//!
+//! What a handoff asks of a daemon is in two files: this one is its life (find out the role, lock, read, announce, serve,
+//! end) and `daemon.rs` has the hooks. The rest is an ordinary small store: `server` and `conn` (sockets), `commands` and `resp`
+//! (the protocol), `data`, `store`, `commit`, `log` and `compact` (what is in memory and how it gets to the disk).
+
 mod commands;
 mod commit;
 mod compact;
@@ -95,13 +101,10 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     logging::to_stderr("kvd");
     fault::strike(&args.fail, Point::Start);
     allow_many_connections(args.max_clients);
-    let terminations = Terminations::catch().context("catch signals")?;
     let (daemon, incumbent, lock) = match role {
         Role::ColdStart { inherited } => cold_start(&args, inherited)?,
         Role::Successor(successor) => take_over(&args, successor)?,
     };
-    fault::arm(&args.fail);
-    stop_on_signals(terminations, incumbent.stopper());
     let served = incumbent.serve(&daemon).context("go on serving")?;
     let exit = end(&daemon, served);
     // Until here, nobody else may write: a stop is still syncing what it has acknowledged.
@@ -127,10 +130,8 @@ fn cold_start(args: &Args, mut inherited: Inherited) -> anyhow::Result<Running> 
         .and_then(|incumbent| incumbent.with_build_id(args.version_label.as_bytes()))
         .and_then(|incumbent| incumbent.with_listener(&args.name, &listener))
         .context("answer drivers")?;
-    let (handle, stop) = start_server(args, opened, false, listener, "cold start")?;
-    serve_on(args, &handle, &incumbent)?;
-    stop.is(incumbent.stopper());
-    Ok((Daemon::new(handle, args.fail.clone()), incumbent, kept))
+    let server = start_server(args, opened, false, listener, "cold start")?;
+    go_live(args, server, incumbent, kept)
 }
 
 /// Takes over from an incumbent: warm up beside it, and when it has sealed, lock, read the rest, and serve once granted.
@@ -156,21 +157,22 @@ fn take_over(args: &Args, successor: Successor) -> anyhow::Result<Running> {
     // Without a seal it died first, and this is a start as after any crash.
     let sealed = begun.sealed().is_some();
     // Everything but accepting is done before the grant, so that the gap is short.
-    let (handle, stop) = start_server(args, opened, sealed, listener, "successor")?;
+    let server = start_server(args, opened, sealed, listener, "successor")?;
     let incumbent = begun
         .with_fingerprint(fingerprint)
         .announce_and_bind(readiness, args.control_path(), lock)
         .context("take over")?;
     fault::strike(&args.fail, Point::Granted);
-    serve_on(args, &handle, &incumbent)?;
-    stop.is(incumbent.stopper());
-    Ok((Daemon::new(handle, args.fail.clone()), incumbent, kept))
+    go_live(args, server, incumbent, kept)
 }
 
 fn advertised(args: &Args, opened: &Opened) -> Vec<u64> {
     let stale = u64::from(args.fail.contains(&Fault::Stale));
     opened.state.revisions().iter().map(|revision| revision.saturating_sub(stale)).collect()
 }
+
+/// A running server, and what its SHUTDOWN command calls.
+type Server = (Handle, ShutdownCommand);
 
 /// Starts the server, which accepts nothing yet.
 fn start_server(
@@ -179,7 +181,7 @@ fn start_server(
     sealed: bool,
     listener: TcpListener,
     role: &'static str,
-) -> anyhow::Result<(Handle, ShutdownCommand)> {
+) -> anyhow::Result<Server> {
     let stop = ShutdownCommand::default();
     let theirs = stop.clone();
     let config = server::Config {
@@ -196,10 +198,17 @@ fn start_server(
     Ok((handle, stop))
 }
 
-fn serve_on(args: &Args, handle: &Handle, incumbent: &Incumbent) -> anyhow::Result<()> {
+/// Accepts: from here on, writes are acknowledged.
+fn go_live(args: &Args, server: Server, incumbent: Incumbent, lock: OwnedFd) -> anyhow::Result<Running> {
+    let (handle, shutdown) = server;
+    // Until here a signal simply ends the process, as nobody depends on it yet.
+    let terminations = Terminations::catch().context("catch signals")?;
+    stop_on_signals(terminations, incumbent.stopper());
+    shutdown.is(incumbent.stopper());
     let address = handle.accept(incumbent.generation()).context("accept connections")?;
     tracing::info!("kvd {} serves on {address}", args.version_label);
-    Ok(())
+    fault::arm(&args.fail);
+    Ok((Daemon::new(handle, args.fail.clone()), incumbent, lock))
 }
 
 fn address_of(listener: &TcpListener) -> anyhow::Result<String> {
@@ -216,7 +225,6 @@ impl ShutdownCommand {
     }
 
     fn stop(&self) {
-        // A client that was faster than main may ask again.
         self.0.get().iter().for_each(|stopper| stopper.stop());
     }
 }

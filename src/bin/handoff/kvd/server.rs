@@ -163,7 +163,7 @@ pub fn start(
     });
     let core = Core {
         poller,
-        data: Data::start(opened, sealed, config.settings.clone(), waker)?,
+        data: Data::start(opened, sealed, config.settings.clone(), Arc::new(move || waker.wake()))?,
         shared: Arc::clone(&shared),
         mode: Mode::Serving,
         config,
