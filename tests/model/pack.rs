@@ -1,0 +1,206 @@
+//! Between the shipped machines and the small codes that a state keeps.
+
+use handoff::drainable::{ReadinessSnapshot, SealReport};
+use handoff::proto::driver::{Outcome, Phase as DriverPhase, Refusal};
+use handoff::proto::incumbent::{End, Machine as Incumbent, Opened, Phase as IncumbentPhase, Run as IncumbentRun};
+use handoff::proto::successor::{Machine as Successor, Phase as SuccessorPhase, Title, Trial};
+use handoff::proto::{Reason, Terms};
+
+use crate::world::{Opening, Role, Run};
+
+/// No row depends on a reason: one stands for all.
+pub const REASON: Reason = Reason::LeaseLost;
+
+pub fn incumbent_phase(code: u8) -> IncumbentPhase {
+    use IncumbentPhase as P;
+    match code {
+        0 => P::Serving,
+        1 => P::Prepared,
+        2 => P::Draining,
+        3 => P::Drained,
+        4 => P::Sealing,
+        5 => P::Unlocking,
+        6 => P::Sealed,
+        7 => P::Attached,
+        8 => P::StandingBy,
+        9 => P::Baking,
+        10 => P::Finalizing,
+        11 => P::SteppingDown(REASON),
+        12 => P::Undoing(REASON),
+        13 => P::Fencing(REASON),
+        14 => P::Locking(REASON),
+        15 => P::Recording(REASON),
+        16 => P::Resuming(REASON),
+        17 => P::Gone(End::Committed),
+        18 => P::Gone(End::Superseded),
+        _ => P::Gone(End::Failed(String::new())),
+    }
+}
+
+pub fn incumbent_code(phase: &IncumbentPhase) -> u8 {
+    use IncumbentPhase as P;
+    match phase {
+        P::Serving => 0,
+        P::Prepared => 1,
+        P::Draining => 2,
+        P::Drained => 3,
+        P::Sealing => 4,
+        P::Unlocking => 5,
+        P::Sealed => 6,
+        P::Attached => 7,
+        P::StandingBy => 8,
+        P::Baking => 9,
+        P::Finalizing => 10,
+        P::SteppingDown(_) => 11,
+        P::Undoing(_) => 12,
+        P::Fencing(_) => 13,
+        P::Locking(_) => 14,
+        P::Recording(_) => 15,
+        P::Resuming(_) => 16,
+        P::Gone(End::Committed) => 17,
+        P::Gone(End::Superseded) => 18,
+        P::Gone(End::Failed(_)) => 19,
+    }
+}
+
+pub fn successor_phase(code: u8) -> SuccessorPhase {
+    use SuccessorPhase as P;
+    match code {
+        0 => P::Waiting,
+        1 => P::Locking(Title::Lease),
+        2 => P::Locking(Title::Crash),
+        3 => P::Opening(Title::Lease),
+        4 => P::Opening(Title::Crash),
+        5 => P::Announced,
+        6 => P::Recording(Trial::No),
+        7 => P::Recording(Trial::Yes),
+        8 => P::Binding(Trial::No),
+        9 => P::Binding(Trial::Yes),
+        10 => P::Serving,
+        11 => P::OnTrial,
+        12 => P::Finalizing,
+        13 => P::SteppingDown(REASON),
+        14 => P::Promoted,
+        15 => P::Gone(Reason::LockHeld),
+        16 => P::Gone(Reason::TooLate { expected: 0, found: 0 }),
+        17 => P::Gone(Reason::Failed { detail: String::new() }),
+        _ => P::Gone(REASON),
+    }
+}
+
+pub fn successor_code(phase: &SuccessorPhase) -> u8 {
+    use SuccessorPhase as P;
+    match phase {
+        P::Waiting => 0,
+        P::Locking(Title::Lease) => 1,
+        P::Locking(Title::Crash) => 2,
+        P::Opening(Title::Lease) => 3,
+        P::Opening(Title::Crash) => 4,
+        P::Announced => 5,
+        P::Recording(Trial::No) => 6,
+        P::Recording(Trial::Yes) => 7,
+        P::Binding(Trial::No) => 8,
+        P::Binding(Trial::Yes) => 9,
+        P::Serving => 10,
+        P::OnTrial => 11,
+        P::Finalizing => 12,
+        P::SteppingDown(_) => 13,
+        P::Promoted => 14,
+        P::Gone(Reason::LockHeld) => 15,
+        P::Gone(Reason::TooLate { .. }) => 16,
+        P::Gone(Reason::Failed { .. }) => 17,
+        P::Gone(_) => 18,
+    }
+}
+
+pub fn driver_phase(code: u8) -> DriverPhase {
+    use DriverPhase as P;
+    match code {
+        0 => P::Preparing,
+        1 => P::Warming,
+        2 => P::Rearming,
+        3 => P::Draining,
+        4 => P::Sealing,
+        5 => P::Aborting(REASON),
+        6 => P::Deciding,
+        7 => P::Baking,
+        8 => P::Orphaned,
+        9 => P::Inquiring,
+        10 => P::Done(Outcome::Committed),
+        11 => P::Done(Outcome::RolledBack(REASON)),
+        12 => P::Done(Outcome::Refused(Refusal::Lost)),
+        13 => P::Done(Outcome::NothingServing(String::new())),
+        _ => P::Done(Outcome::Undecided(String::new())),
+    }
+}
+
+pub fn driver_code(phase: &DriverPhase) -> u8 {
+    use DriverPhase as P;
+    match phase {
+        P::Preparing => 0,
+        P::Warming => 1,
+        P::Rearming => 2,
+        P::Draining => 3,
+        P::Sealing => 4,
+        P::Aborting(_) => 5,
+        P::Deciding => 6,
+        P::Baking => 7,
+        P::Orphaned => 8,
+        P::Inquiring => 9,
+        P::Done(Outcome::Committed) => 10,
+        P::Done(Outcome::RolledBack(_)) => 11,
+        P::Done(Outcome::Refused(_)) => 12,
+        P::Done(Outcome::NothingServing(_)) => 13,
+        P::Done(Outcome::Undecided(_)) => 14,
+    }
+}
+
+pub fn terms(bake: bool) -> Terms {
+    Terms { handoff: String::new(), deadline_ms: 1, bake_ms: bake.then_some(1), stand_by_ms: 1 }
+}
+
+pub fn report(revision: u8) -> SealReport {
+    SealReport { last_revision_per_shard: vec![revision.into()], data_dir_fingerprint: [0; 32] }
+}
+
+pub fn opened(opening: Opening) -> Opened {
+    let readiness = ReadinessSnapshot {
+        listening_on: vec![],
+        healthz_ok: opening.healthy,
+        advertised_revision_per_shard: vec![opening.revision.into()],
+    };
+    Opened { readiness, fingerprint: [0; 32] }
+}
+
+pub fn opening(opened: &Opened) -> Opening {
+    let revision = opened.readiness.advertised_revision_per_shard[0] as u8;
+    Opening { healthy: opened.readiness.healthz_ok, revision }
+}
+
+pub fn incumbent(phase: u8, generation: u8, run: Option<Run>) -> Incumbent {
+    let run = run.map(|run| IncumbentRun {
+        lease: run.lease.into(),
+        terms: terms(run.bake),
+        sealed: run.sealed.map(report),
+        attached: run.attached,
+    });
+    Incumbent { phase: incumbent_phase(phase), run, generation: generation.into() }
+}
+
+pub fn pack_incumbent(machine: &Incumbent, from: u8) -> Role {
+    let run = machine.run.as_ref().map(|run| Run {
+        lease: run.lease as u8,
+        bake: run.terms.bake_ms.is_some(),
+        sealed: run.sealed.as_ref().map(|report| report.last_revision_per_shard[0] as u8),
+        attached: run.attached,
+    });
+    Role::Incumbent { phase: incumbent_code(&machine.phase), generation: machine.generation as u8, run, from }
+}
+
+pub fn successor(phase: u8, expected: u8) -> Successor {
+    Successor { phase: successor_phase(phase), expected: expected.into() }
+}
+
+pub fn pack_successor(machine: &Successor, warm: bool) -> Role {
+    Role::Successor { phase: successor_code(&machine.phase), expected: machine.expected as u8, warm }
+}
