@@ -106,7 +106,7 @@ macro_rules! forward {
 forward!(Arc<T>, Box<T>, &T);
 
 /// A digest as 64 hexadecimal digits, so that the wire stays readable.
-mod hex32 {
+pub(crate) mod hex32 {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     pub fn serialize<S: Serializer>(bytes: &[u8; 32], s: S) -> Result<S::Ok, S::Error> {

@@ -50,6 +50,22 @@ pub enum Error {
         /// What was expected there and what was found.
         detail: String,
     },
+    /// A file was written by a later release, in a format that this one does not read.
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// The highest format that this release reads.
+        ours: u32,
+        /// The file's format.
+        found: u32,
+    },
+    /// A file at a path of ours is not ours; it was not touched.
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What was expected there and what was found.
+        detail: String,
+    },
     /// A peer sent what the protocol does not allow.
     Protocol {
         /// What was expected.
@@ -151,6 +167,12 @@ impl fmt::Display for Error {
             Self::Damaged { path, offset, detail } => {
                 write!(f, "{} is damaged at byte {offset}: {detail}", path.display())
             }
+            Self::NewerFormat { path, ours, found } => write!(
+                f,
+                "{} has format {found} and this release reads up to {ours}: use the release that wrote it, or a later one",
+                path.display()
+            ),
+            Self::Foreign { path, detail } => write!(f, "{} is not ours: {detail}", path.display()),
             Self::Protocol { expected, got } => write!(f, "protocol error: expected {expected}, got {got}"),
             Self::Version { ours, theirs } => write!(
                 f,

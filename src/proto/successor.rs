@@ -16,10 +16,10 @@ pub enum Phase {
     Announced,
     /// It may write: the record is being made.
     Recording(Trial),
-    /// The record is made: the control path is being bound.
+    /// The record is made: the program accepts, and has not said yet that it serves.
+    Serving(Trial),
+    /// The program serves: the control path is being made to lead here.
     Binding(Trial),
-    /// It serves, and the program has not said yet that it does so for good.
-    Serving,
     /// It serves on trial.
     OnTrial,
     /// Its trial is over: the record is being made final.
@@ -260,8 +260,8 @@ impl Machine {
             P::OnTrial => Go(P::Finalizing, vec![Disarm(Timer::Silence), Persist(Trial::No)]),
             // There is nobody left to take over: what was to be a trial becomes final when it serves.
             P::Recording(_)
+            | P::Serving(_)
             | P::Binding(_)
-            | P::Serving
             | P::Finalizing
             | P::SteppingDown(_)
             | P::Promoted
@@ -271,6 +271,8 @@ impl Machine {
 
     fn on_silence(&self) -> Row {
         match &self.phase {
+            // A driver that is frozen, and an incumbent that has long gone on without it.
+            P::Waiting => Go(P::Gone(Reason::Deadline), vec![Tell(News::Failed(Reason::Deadline))]),
             P::Locking(Title::Lease) | P::Opening(Title::Lease) | P::Announced | P::OnTrial => {
                 Go(self.phase.clone(), vec![FenceIncumbent])
             }
@@ -295,13 +297,13 @@ impl Machine {
             (P::Opening(Title::Crash), Input::Opened(_)) => {
                 Go(P::Recording(Trial::No), vec![Disarm(Timer::Silence), Persist(Trial::No)])
             }
-            (P::Recording(trial), Input::Persisted) => Go(P::Binding(*trial), vec![BindControl]),
-            (P::Binding(Trial::No), Input::Bound) => Go(P::Serving, vec![Serve]),
+            (P::Recording(trial), Input::Persisted) => Go(P::Serving(*trial), vec![Serve]),
+            // Only now: the path is renamed into place after the gap, not inside it.
+            (P::Serving(trial), Input::ServeCalled) => Go(P::Binding(*trial), vec![BindControl]),
+            (P::Binding(Trial::No), Input::Bound) => Go(P::Promoted, vec![Send(M::Done), Tell(News::Done)]),
             (P::Binding(Trial::Yes), Input::Bound) => {
-                Go(P::OnTrial, vec![Arm(Timer::Silence), Serve, Send(M::Serving), Tell(News::Serving)])
+                Go(P::OnTrial, vec![Arm(Timer::Silence), Send(M::Serving), Tell(News::Serving)])
             }
-            (P::Serving, Input::ServeCalled) => Go(P::Promoted, vec![Send(M::Done), Tell(News::Done)]),
-            (P::OnTrial, Input::ServeCalled) => Ignore,
             (P::Finalizing, Input::Persisted) => Go(P::Promoted, vec![Send(M::Done), Tell(News::Done)]),
             (P::SteppingDown(r), Input::SteppedDown) => Go(P::Gone(r.clone()), vec![Send(M::SteppedDown)]),
             (P::Gone(_), _) => Ignore,
@@ -329,7 +331,7 @@ impl Phase {
             P::Announced => "announced",
             P::Recording(_) => "recording",
             P::Binding(_) => "binding",
-            P::Serving => "serving",
+            P::Serving(_) => "serving",
             P::OnTrial => "on-trial",
             P::Finalizing => "finalizing",
             P::SteppingDown(_) => "stepping-down",

@@ -179,8 +179,8 @@ pub struct Offer {
     pub incumbent: ProcessId,
     /// What was made for the successor, and may be killed whole.
     pub tree: Tree,
-    /// Whether the successor is to serve on trial first.
-    pub bake: bool,
+    /// How long after it is warm a successor waits for `begin` at most, in milliseconds.
+    pub patience_ms: u64,
 }
 
 /// What a successor needs to know when its turn has come.
@@ -209,8 +209,9 @@ pub struct Ready {
     /// What it says of itself.
     #[serde(flatten)]
     pub readiness: ReadinessSnapshot,
-    /// The fingerprint of the data directory that it opened, as 64 hexadecimal digits.
-    pub data_dir_fingerprint: String,
+    /// The fingerprint of the data directory that it opened.
+    #[serde(with = "crate::drainable::hex32")]
+    pub data_dir_fingerprint: [u8; 32],
 }
 
 /// When a successor began to serve.

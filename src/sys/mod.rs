@@ -1,4 +1,19 @@
 //! What touches the kernel: the only place with `unsafe`, `nix`, `libc` and `fs2`. It does and decides nothing.
 #![allow(unsafe_code, reason = "the one module that talks to the kernel; every block carries its argument")]
 
+pub mod append;
+mod build_id;
+pub mod clock;
+pub(crate) mod file;
+pub mod inherit;
 pub mod lock;
+pub mod poll;
+pub mod process;
+mod program;
+pub mod queue;
+pub mod random;
+pub mod socket;
+pub mod spawn;
+mod start;
+pub mod tree;
+pub mod unix;

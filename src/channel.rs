@@ -1,0 +1,352 @@
+//! A connection that carries messages, one JSON object a line, with descriptors.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::proto::wire::{FDS_MAX, LINE_MAX, Message};
+use crate::sys::poll::{self, Want};
+use crate::sys::unix;
+
+/// How many bytes may wait for a peer that does not read, before it is given up.
+const BACKLOG_MAX: usize = 4 << 20;
+
+/// One end of a connection.
+///
+/// Nothing here blocks but [`wait`](Self::wait) and [`deliver`](Self::deliver), which take a deadline.
+#[derive(Debug)]
+pub struct Channel {
+    socket: OwnedFd,
+    input: Vec<u8>,
+    /// How many bytes were taken out of `input` so far; positions of descriptors count from the connection's start.
+    consumed: u64,
+    received: VecDeque<(u64, OwnedFd)>,
+    output: VecDeque<Outgoing>,
+    waiting_bytes: usize,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    sent: usize,
+    fds: Vec<OwnedFd>,
+}
+
+/// What came over a connection.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A message and its descriptors.
+    Message(Message, Vec<OwnedFd>),
+    /// A message of a type that this version does not know.
+    Unknown(String),
+}
+
+impl Channel {
+    /// Wraps a connected stream socket.
+    pub fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            input: vec![],
+            consumed: 0,
+            received: VecDeque::new(),
+            output: VecDeque::new(),
+            waiting_bytes: 0,
+            closed: false,
+        }
+    }
+
+    /// Queues a message, and sends as much as goes at once.
+    ///
+    /// # Errors
+    ///
+    /// The peer is gone, or has let too much wait.
+    pub fn send(&mut self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        let mut bytes = serde_json::to_vec(message)
+            .map_err(|e| Error::io(format!("write {}", message.name()), io::Error::from(e)))?;
+        bytes.push(b'\n');
+        let fds = fds.iter().map(BorrowedFd::try_clone_to_owned).collect::<io::Result<Vec<_>>>();
+        let fds = fds.map_err(|e| Error::io(format!("copy the descriptors of {}", message.name()), e))?;
+        self.waiting_bytes += bytes.len();
+        self.output.push_back(Outgoing { bytes, sent: 0, fds });
+        self.flush()?;
+        if self.waiting_bytes > BACKLOG_MAX {
+            return Err(Error::Protocol {
+                expected: "a peer that reads".to_owned(),
+                got: "one that does not".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Sends a message whole before the deadline.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send), or the deadline passed.
+    pub fn deliver(&mut self, message: &Message, fds: &[BorrowedFd<'_>], deadline: Instant) -> Result<()> {
+        self.send(message, fds)?;
+        while self.wants_write() {
+            if !poll::wait_one(self.as_fd(), Want::Write, Some(deadline))? {
+                return Err(Error::TimedOut { waiting_for: format!("the peer to take {}", message.name()) });
+            }
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether something is left to send.
+    pub fn wants_write(&self) -> bool {
+        !self.output.is_empty()
+    }
+
+    /// Sends as much as goes at once.
+    ///
+    /// # Errors
+    ///
+    /// The peer is gone.
+    pub fn flush(&mut self) -> Result<()> {
+        while let Some(next) = self.output.front_mut() {
+            let fds: Vec<BorrowedFd<'_>> = next.fds.iter().map(AsFd::as_fd).collect();
+            match unix::send(self.socket.as_fd(), &next.bytes[next.sent..], &fds) {
+                Ok(sent) => {
+                    next.sent += sent;
+                    self.waiting_bytes -= sent;
+                    // They travelled with the first byte.
+                    next.fds.clear();
+                    if next.sent == next.bytes.len() {
+                        self.output.pop_front();
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(Error::io("send to the peer", e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what has arrived. Returns whether the peer's end is still open.
+    ///
+    /// # Errors
+    ///
+    /// Too much without a newline, descriptors that did not fit, or a failing system call. End of file and ECONNRESET are
+    /// both just the peer's end.
+    pub fn fill(&mut self) -> Result<bool> {
+        let mut buffer = [0; 16 << 10];
+        while !self.closed && self.input.len() <= LINE_MAX {
+            let got = match unix::receive(self.socket.as_fd(), &mut buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                // What was sent before has been delivered: this is how a close with something unread looks.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => unix::Received::default(),
+                got => got.map_err(|e| Error::io("receive from the peer", e))?,
+            };
+            self.closed = got.bytes == 0;
+            self.input.extend_from_slice(&buffer[..got.bytes]);
+            if got.truncated || self.received.len() + got.fds.len() > FDS_MAX {
+                let expected = format!("at most {FDS_MAX} descriptors a message");
+                return Err(Error::Protocol { expected, got: "more".to_owned() });
+            }
+            // The kernel ends a receive with the piece that descriptors came with, and they came with its line's beginning.
+            let at = self.consumed + self.input.len() as u64;
+            self.received.extend(got.fds.into_iter().map(|fd| (at, fd)));
+            if got.bytes < buffer.len() && self.received.is_empty() {
+                break;
+            }
+        }
+        Ok(!self.closed)
+    }
+
+    /// Returns the next whole message that was taken in.
+    ///
+    /// # Errors
+    ///
+    /// What is there is no message.
+    pub fn next(&mut self) -> Result<Option<Incoming>> {
+        let Some(end) = self.input.iter().position(|byte| *byte == b'\n') else {
+            if self.input.len() > LINE_MAX {
+                let got = format!("{} bytes without a newline", self.input.len());
+                return Err(Error::Protocol { expected: format!("lines of at most {LINE_MAX} bytes"), got });
+            }
+            return Ok(None);
+        };
+        let line: Vec<u8> = self.input.drain(..=end).collect();
+        self.consumed += line.len() as u64;
+        let mut fds = vec![];
+        while self.received.front().is_some_and(|(at, _)| *at <= self.consumed) {
+            fds.extend(self.received.pop_front().map(|(_, fd)| fd));
+        }
+        parse(&line, fds).map(Some)
+    }
+
+    /// Takes in and returns the next message, or none where it has not arrived yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`fill`](Self::fill) and [`next`](Self::next); [`Error::PeerLost`] when everything was read and the peer's end is
+    /// closed.
+    pub fn receive(&mut self) -> Result<Option<Incoming>> {
+        if let Some(incoming) = self.next()? {
+            return Ok(Some(incoming));
+        }
+        let open = self.fill()?;
+        match self.next()? {
+            None if !open => Err(Error::PeerLost { waiting_for: "a message".to_owned() }),
+            incoming => Ok(incoming),
+        }
+    }
+
+    /// Waits for the next message.
+    ///
+    /// # Errors
+    ///
+    /// As [`receive`](Self::receive), or the deadline passed; an unknown message is a protocol error here.
+    pub fn wait(&mut self, waiting_for: &str, deadline: Instant) -> Result<(Message, Vec<OwnedFd>)> {
+        loop {
+            match self.receive() {
+                Ok(Some(Incoming::Message(message, fds))) => return Ok((message, fds)),
+                Ok(Some(Incoming::Unknown(name))) => {
+                    return Err(Error::Protocol { expected: waiting_for.to_owned(), got: name });
+                }
+                Ok(None) => {}
+                Err(Error::PeerLost { .. }) => {
+                    return Err(Error::PeerLost { waiting_for: waiting_for.to_owned() });
+                }
+                Err(e) => return Err(e),
+            }
+            let want = if self.wants_write() { Want::Both } else { Want::Read };
+            if !poll::wait_one(self.as_fd(), want, Some(deadline))? {
+                return Err(Error::TimedOut { waiting_for: waiting_for.to_owned() });
+            }
+            self.flush()?;
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[derive(Deserialize)]
+struct Tagged {
+    r#type: String,
+}
+
+fn parse(line: &[u8], fds: Vec<OwnedFd>) -> Result<Incoming> {
+    let error = match serde_json::from_slice::<Message>(line) {
+        Ok(message) => return Ok(Incoming::Message(message, fds)),
+        Err(e) => e,
+    };
+    match serde_json::from_slice::<Tagged>(line) {
+        Ok(tagged) if error.to_string().contains("unknown variant") => Ok(Incoming::Unknown(tagged.r#type)),
+        Ok(tagged) => {
+            Err(Error::Protocol { expected: format!("a {} message", tagged.r#type), got: error.to_string() })
+        }
+        Err(_) => {
+            let shown = String::from_utf8_lossy(&line[..line.len().min(60)]);
+            Err(Error::Protocol {
+                expected: "a line with one JSON object and a type".to_owned(),
+                got: shown.trim_end().to_owned(),
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn pair() -> (Channel, Channel) {
+        let (a, b) = unix::pair().unwrap();
+        (Channel::new(a), Channel::new(b))
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    fn abort(text: &str) -> Message {
+        Message::Abort { reason: text.to_owned(), cause: None }
+    }
+
+    #[test]
+    fn descriptors_come_with_the_line_that_mentions_them() {
+        let (mut a, mut b) = pair();
+        let (carried, _other) = unix::pair().unwrap();
+        a.send(&Message::Seal {}, &[]).unwrap();
+        a.send(&abort("one"), &[carried.as_fd(), carried.as_fd()]).unwrap();
+        a.send(&Message::Status {}, &[]).unwrap();
+        a.send(&abort("two"), &[carried.as_fd()]).unwrap();
+        for (name, count) in [("seal", 0), ("abort", 2), ("status", 0), ("abort", 1)] {
+            let (message, fds) = b.wait("a message", soon()).unwrap();
+            assert_eq!((message.name(), fds.len()), (name, count));
+        }
+    }
+
+    #[test]
+    fn a_line_of_many_pieces_keeps_its_descriptors() {
+        let (mut a, mut b) = pair();
+        let (carried, _other) = unix::pair().unwrap();
+        let long = "x".repeat(900_000);
+        let sender = std::thread::spawn(move || {
+            a.deliver(&abort("before"), &[], soon()).unwrap();
+            a.deliver(&abort(&long), &[carried.as_fd()], soon()).unwrap();
+            a.deliver(&Message::Seal {}, &[], soon()).unwrap();
+            a
+        });
+        let counts: Vec<usize> = (0..3).map(|_| b.wait("a message", soon()).unwrap().1.len()).collect();
+        assert_eq!(counts, [0, 1, 0]);
+        drop(sender.join().unwrap());
+        assert!(matches!(b.receive(), Err(Error::PeerLost { .. })));
+    }
+
+    #[test]
+    fn what_was_sent_before_a_close_is_read_even_after_a_reset() {
+        let (mut a, mut b) = pair();
+        b.send(&Message::Status {}, &[]).unwrap();
+        a.send(&Message::Seal {}, &[]).unwrap();
+        drop(a); // With `status` unread, so that the peer gets ECONNRESET.
+        assert!(matches!(b.receive(), Ok(Some(Incoming::Message(Message::Seal {}, _)))));
+        assert!(matches!(b.receive(), Err(Error::PeerLost { .. })));
+    }
+
+    #[test]
+    fn a_megabyte_without_a_newline_is_refused() {
+        let (a, mut b) = pair();
+        let sender = std::thread::spawn(move || {
+            let junk = vec![b'{'; 64 << 10];
+            while unix::send(a.as_fd(), &junk, &[]).is_ok_and(|sent| sent > 0)
+                || poll::wait_one(a.as_fd(), Want::Write, Some(soon())).is_ok_and(|ready| ready)
+            {
+                if unix::send(a.as_fd(), b"x", &[]).is_err_and(|e| e.kind() != io::ErrorKind::WouldBlock) {
+                    break;
+                }
+            }
+        });
+        assert!(matches!(b.wait("a message", soon()), Err(Error::Protocol { .. })));
+        drop(b);
+        sender.join().unwrap();
+    }
+
+    #[test]
+    fn an_unknown_message_is_told_from_garbage() {
+        let (a, b) = unix::pair().unwrap();
+        let mut b = Channel::new(b);
+        unix::send(
+            a.as_fd(),
+            b"{\"type\":\"from-the-future\",\"x\":1}\nnonsense\n{\"type\":\"drain\"}\n",
+            &[],
+        )
+        .unwrap();
+        assert!(matches!(b.receive(), Ok(Some(Incoming::Unknown(name))) if name == "from-the-future"));
+        assert!(matches!(b.receive(), Err(Error::Protocol { .. })));
+        assert!(matches!(b.receive(), Err(Error::Protocol { .. })));
+    }
+}

@@ -1,0 +1,743 @@
+//! The driver's shell: runs the driver's machine against the control path and a successor that it starts.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use crate::channel::{Channel, Incoming};
+use crate::control::Control;
+use crate::error::{Error, Result};
+use crate::fds::{self, Plan};
+use crate::journal::{Actor, Event as Entry, Journal, Stamp};
+use crate::proto::driver::{Action, Input, Machine, Outcome, Phase, Refusal, Timer};
+use crate::proto::party::{ProcessId, Tree};
+use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Served};
+use crate::proto::{Reason, Terms};
+use crate::recover::{self, Parties};
+use crate::role::{check_hello, own_hello, pidfd};
+use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, SpawnSpec, Wish, new_id};
+use crate::sys::poll::{self, Want};
+use crate::sys::process::{PidFd, Signal};
+use crate::sys::spawn::{Image, Program, Spawn};
+use crate::sys::{clock, queue, tree, unix};
+
+/// How long an answer that needs no work may take.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How much longer than the incumbent's own waits a driver waits before it takes it to be hung.
+const MARGIN: Duration = Duration::from_secs(3);
+/// How long a successor that was told to go may take, and then how long it may take to die.
+const DISMISSAL: Duration = Duration::from_secs(1);
+/// Between two looks at what moves while nothing is said: in the gap, and outside it.
+const TICK_GAP: Duration = Duration::from_millis(1);
+const TICK: Duration = Duration::from_millis(50);
+
+/// One swap.
+pub(crate) struct Drive<'a> {
+    control: &'a Path,
+    spec: SpawnSpec,
+    program: Program,
+    listeners: Vec<(String, OwnedFd)>,
+    journal: Option<Journal>,
+    observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
+    handoff: String,
+    machine: Machine,
+    lease: Option<Channel>,
+    watch: Option<Channel>,
+    successor: Option<Successor>,
+    prepared: Option<(Prepared, PidFd)>,
+    sealed: Option<crate::drainable::SealReport>,
+    timers: Vec<(Timer, Instant)>,
+    /// When the incumbent's clock for the grant ends.
+    deadline: Instant,
+    began: Instant,
+    stopped_us: Option<u64>,
+    served: Option<Served>,
+    open_conns: Option<u32>,
+    /// When the observer was told last, and whether the incumbent owes it a status.
+    ticked: Instant,
+    asked_status: bool,
+    overflows_before: Option<u64>,
+    measured: Measured,
+    inputs: std::collections::VecDeque<Input>,
+    cancelled: bool,
+}
+
+/// The process that was started.
+struct Successor {
+    child: Child,
+    /// Of the process that was started: a wrapper, where there is one.
+    leader: PidFd,
+    tree: Tree,
+    channel: Option<Channel>,
+    /// Who spoke: the daemon itself.
+    process: Option<(ProcessId, Option<PidFd>)>,
+    build_id: String,
+}
+
+impl<'a> Drive<'a> {
+    pub(crate) fn new(
+        control: &'a Path,
+        spec: SpawnSpec,
+        listeners: Vec<(String, OwnedFd)>,
+        journal: Option<Journal>,
+        observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
+    ) -> Result<Self> {
+        // Opened before anything is asked of the incumbent, and executed by this descriptor.
+        let program = Program::open(&spec.binary)?;
+        let now = Instant::now();
+        let (machine, _) = Machine::start();
+        Ok(Self {
+            control,
+            spec,
+            program,
+            listeners,
+            journal,
+            observer,
+            handoff: new_id(),
+            machine,
+            lease: None,
+            watch: None,
+            successor: None,
+            prepared: None,
+            sealed: None,
+            timers: vec![],
+            deadline: now,
+            began: now,
+            stopped_us: None,
+            served: None,
+            open_conns: None,
+            ticked: now,
+            asked_status: false,
+            overflows_before: overflows(),
+            measured: Measured::default(),
+            inputs: std::collections::VecDeque::new(),
+            cancelled: false,
+        })
+    }
+
+    pub(crate) fn run(mut self) -> Result<HandoffOutcome> {
+        self.connect()?;
+        let (machine, actions) = Machine::start();
+        self.machine = machine;
+        self.enter()?;
+        for action in actions {
+            self.perform(action)?;
+        }
+        while !matches!(self.machine.phase, Phase::Done(_)) {
+            match self.inputs.pop_front() {
+                Some(input) => self.feed(&input)?,
+                None => self.wait()?,
+            }
+        }
+        self.finish()
+    }
+
+    /// Two connections: the lease, which the successor gets, and one that is told the verdict.
+    fn connect(&mut self) -> Result<()> {
+        let deadline = Instant::now() + ANSWER;
+        let mut watch = Control::connect(self.control, "handoff driver", deadline)?;
+        watch.watch(deadline)?;
+        if self.listeners.is_empty() {
+            self.listeners = watch.listeners(deadline)?;
+        }
+        self.watch = Some(watch.into_channel());
+        self.lease = Some(Control::connect(self.control, "handoff driver", deadline)?.into_channel());
+        Ok(())
+    }
+
+    fn feed(&mut self, input: &Input) -> Result<()> {
+        let was = self.machine.phase.name();
+        let actions = self.machine.step(input);
+        if was != self.machine.phase.name() {
+            self.enter()?;
+        }
+        for action in actions {
+            self.perform(action)?;
+        }
+        Ok(())
+    }
+
+    /// Notes a phase that was entered.
+    fn enter(&mut self) -> Result<()> {
+        let phase = self.machine.phase.name();
+        self.measured.phases.push(PhaseMark { phase: phase.to_owned(), at_us: clock::monotonic_us() });
+        self.note(Entry::Phase { name: phase.to_owned() });
+        let wish = (self.observer)(&Event::Phase(phase));
+        self.heed(wish);
+        Ok(())
+    }
+
+    /// The journal tells what happened; it does not decide, so a full disk does not undo a handoff.
+    fn note(&mut self, entry: Entry) {
+        let Some(journal) = &mut self.journal else { return };
+        if let Err(e) = journal.append(&self.handoff, Actor::Driver, entry) {
+            tracing::warn!(error = %e, "the journal misses a record");
+        }
+    }
+
+    fn heed(&mut self, wish: Wish) {
+        if let Wish::Cancel(detail) = wish
+            && !self.cancelled
+        {
+            self.cancelled = true;
+            self.inputs.push_back(Input::Cancel(detail));
+        }
+    }
+
+    // ---- Waiting.
+
+    fn wait(&mut self) -> Result<()> {
+        if self.expire() {
+            return Ok(());
+        }
+        let mut sources: Vec<(Source, BorrowedFd<'_>, Want)> = vec![];
+        let channels = [(Source::Lease, self.lease.as_ref()), (Source::Watch, self.watch.as_ref())];
+        let to_successor = self.successor.as_ref().and_then(|successor| successor.channel.as_ref());
+        for (source, channel) in channels.into_iter().chain([(Source::Successor, to_successor)]) {
+            if let Some(channel) = channel {
+                sources.push((
+                    source,
+                    channel.as_fd(),
+                    if channel.wants_write() { Want::Both } else { Want::Read },
+                ));
+            }
+        }
+        if let Some(pidfd) = self.successor.as_ref().and_then(Successor::watched) {
+            sources.push((Source::SuccessorDeath, pidfd.as_fd(), Want::Read));
+        }
+        let fds: Vec<(BorrowedFd<'_>, Want)> = sources.iter().map(|(_, fd, want)| (*fd, *want)).collect();
+        let ready =
+            poll::wait(&fds, Some(self.wake_at())).map_err(|e| Error::io("wait for the handoff", e))?;
+        let ready: Vec<Source> =
+            sources.iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, ..), _)| *source).collect();
+        for source in ready {
+            self.attend(source);
+        }
+        self.tick();
+        Ok(())
+    }
+
+    fn wake_at(&self) -> Instant {
+        let tick = Instant::now() + if self.in_gap() { TICK_GAP } else { TICK };
+        self.timers.iter().map(|(_, at)| *at).chain([tick]).min().unwrap_or(tick)
+    }
+
+    fn in_gap(&self) -> bool {
+        matches!(self.machine.phase, Phase::Draining | Phase::Sealing | Phase::Deciding | Phase::Orphaned)
+            && self.served.is_none()
+    }
+
+    fn expire(&mut self) -> bool {
+        let now = Instant::now();
+        let Some(at) = self.timers.iter().position(|(_, at)| *at <= now) else { return false };
+        let (timer, _) = self.timers.remove(at);
+        self.inputs.push_back(Input::Expired(timer));
+        true
+    }
+
+    fn attend(&mut self, source: Source) {
+        match source {
+            Source::Lease => self.read_lease(),
+            Source::Watch => self.read_watch(),
+            Source::Successor => self.read_successor(),
+            Source::SuccessorDeath => {
+                self.read_successor();
+                self.successor_lost();
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.sample_queues();
+        if self.ticked.elapsed() < TICK {
+            return;
+        }
+        self.ticked = Instant::now();
+        self.ask_status();
+        let queue =
+            self.measured.queue_limit.map(|limit| (queues(&self.listeners).map_or(0, |(len, _)| len), limit));
+        let left = self.timers.iter().map(|(_, at)| at.saturating_duration_since(self.ticked)).min();
+        let event =
+            Event::Tick { phase: self.machine.phase.name(), open_conns: self.open_conns, queue, left };
+        let wish = (self.observer)(&event);
+        self.heed(wish);
+    }
+
+    fn sample_queues(&mut self) {
+        let Some((len, limit)) = queues(&self.listeners) else { return };
+        self.measured.queue_limit = Some(limit);
+        self.measured.queue_peak = self.measured.queue_peak.max(Some(len));
+    }
+
+    /// The connection that watches also says how a long drain goes; one question at a time.
+    fn ask_status(&mut self) {
+        if self.machine.phase != Phase::Draining || self.asked_status {
+            return;
+        }
+        if let Some(watch) = &mut self.watch {
+            self.asked_status = watch.send(&Message::Status {}, &[]).is_ok();
+        }
+    }
+
+    // ---- What the others say.
+
+    fn read_lease(&mut self) {
+        // One message at a time: what comes after `sealed` is for the successor, who gets this connection.
+        let Some(lease) = &mut self.lease else { return };
+        let received = lease.flush().and_then(|()| lease.receive());
+        let input = match received {
+            Ok(None) => return,
+            Ok(Some(Incoming::Message(message, fds))) => self.lease_word(message, fds),
+            Ok(Some(Incoming::Unknown(name))) => Some(broken(format!("the incumbent sent {name}"))),
+            Err(Error::PeerLost { .. } | Error::Io { .. }) => {
+                self.lease = None;
+                Some(Input::LeaseLost)
+            }
+            Err(e) => Some(broken(e.to_string())),
+        };
+        self.inputs.extend(input);
+    }
+
+    fn lease_word(&mut self, message: Message, fds: Vec<OwnedFd>) -> Option<Input> {
+        match message {
+            Message::Prepared(prepared) => match pidfd(fds) {
+                Ok(pidfd) => {
+                    let generation = prepared.generation;
+                    self.prepared = Some((prepared, pidfd));
+                    Some(Input::Prepared(generation))
+                }
+                Err(e) => Some(broken(e.to_string())),
+            },
+            Message::Busy { handoff, phase, age_ms } => {
+                Some(Input::Refused(Refusal::Busy { handoff, phase, age_ms }))
+            }
+            Message::Refused { reason } => Some(Input::Refused(Refusal::Declined(reason))),
+            Message::Drained(drained) => {
+                self.stopped_us = Some(drained.stopped_us);
+                self.measured.conns_at_drain = drained.conns;
+                self.measured.conns_remaining = drained.report.open_conns_remaining;
+                Some(Input::Drained)
+            }
+            Message::Sealed(report) => {
+                self.sealed = Some(report);
+                Some(Input::Sealed)
+            }
+            Message::Aborted { reason } => Some(Input::Aborted(reason)),
+            other => Some(broken(format!("the incumbent sent {}", other.name()))),
+        }
+    }
+
+    fn read_watch(&mut self) {
+        while let Some(watch) = &mut self.watch {
+            let received = watch.flush().and_then(|()| watch.receive());
+            match received {
+                Ok(None) => return,
+                Ok(Some(Incoming::Message(Message::Verdict(report), _))) => self.verdict(report),
+                Ok(Some(Incoming::Message(Message::StatusReport(status), _))) => {
+                    self.open_conns = Some(status.state.open_conns);
+                    self.asked_status = false;
+                }
+                Ok(Some(_)) => {}
+                Err(_) => {
+                    self.watch = None;
+                    self.inputs.push_back(Input::WatchLost);
+                }
+            }
+        }
+    }
+
+    fn verdict(&mut self, report: Report) {
+        if report.handoff != self.handoff {
+            return;
+        }
+        self.journal_incumbents_phases(&report.phases);
+        self.inputs.push_back(Input::Verdict(report.verdict));
+    }
+
+    fn journal_incumbents_phases(&mut self, phases: &[PhaseMark]) {
+        let (Some(journal), Some((prepared, _))) = (&mut self.journal, &self.prepared) else { return };
+        let (wall_ms, mono_us) = (clock::wall_ms(), clock::monotonic_us());
+        for mark in phases {
+            let stamp = Stamp {
+                wall_ms: wall_ms.saturating_sub(mono_us.saturating_sub(mark.at_us) / 1000),
+                mono_us: mark.at_us,
+                boot_id: prepared.incumbent.boot_id.clone(),
+                pid: prepared.incumbent.pid,
+            };
+            let entry = Entry::Phase { name: mark.phase.clone() };
+            if let Err(e) = journal.append_stamped(&self.handoff, Actor::Incumbent, entry, stamp) {
+                tracing::warn!(error = %e, "the journal misses a record");
+            }
+        }
+    }
+
+    fn read_successor(&mut self) {
+        loop {
+            let Some(successor) = &mut self.successor else { return };
+            let Some(channel) = &mut successor.channel else { return };
+            let received = channel.flush().and_then(|()| channel.receive());
+            match received {
+                Ok(None) => return,
+                Ok(Some(Incoming::Message(message, _))) => self.successor_word(message),
+                Ok(Some(Incoming::Unknown(name))) => {
+                    tracing::warn!(name, "unknown message from the successor")
+                }
+                Err(_) => {
+                    successor.channel = None;
+                    self.inputs.push_back(Input::SuccessorLost);
+                }
+            }
+        }
+    }
+
+    fn successor_word(&mut self, message: Message) {
+        let input = match message {
+            Message::Hello(hello) => return self.meet(Message::Hello(hello)),
+            Message::Waiting {} => Input::Waiting,
+            Message::Serving(served) => {
+                self.served = Some(served);
+                self.sample_queues();
+                Input::Serving
+            }
+            Message::Done(served) => {
+                self.served.get_or_insert(served);
+                Input::SuccessorDone
+            }
+            Message::Failed { reason } => Input::SuccessorFailed(reason),
+            other => Input::SuccessorFailed(protocol(format!("the successor sent {}", other.name()))),
+        };
+        self.inputs.push_back(input);
+    }
+
+    fn meet(&mut self, hello: Message) {
+        match (check_hello(hello), &mut self.successor) {
+            (Ok(hello), Some(successor)) => {
+                // Where it is in another pid namespace, its number means somebody else here: then the channel tells.
+                let pidfd = PidFd::open(hello.process.pid).ok().filter(|_| {
+                    ProcessId::of(hello.process.pid).is_ok_and(|process| process == hello.process)
+                });
+                successor.build_id.clone_from(&hello.build_id);
+                successor.process = Some((hello.process, pidfd));
+            }
+            (Err(e), _) => self.inputs.push_back(Input::SuccessorFailed(protocol(e.to_string()))),
+            (Ok(_), None) => {}
+        }
+    }
+
+    fn successor_lost(&mut self) {
+        if let Some(successor) = &mut self.successor
+            && successor.channel.take().is_some()
+        {
+            self.inputs.push_back(Input::SuccessorLost);
+        }
+    }
+
+    // ---- Actions.
+
+    fn perform(&mut self, action: Action) -> Result<()> {
+        match action {
+            Action::SendPrepare => self.prepare(self.spec.warm_up),
+            Action::SendTerms => self.prepare(self.spec.deadline),
+            Action::SendDrain => {
+                let grace_ms = millis(self.spec.drain_grace);
+                self.say(&Message::Drain { grace_ms });
+            }
+            Action::SendSeal => self.say(&Message::Seal {}),
+            Action::SendAbort(reason) => {
+                self.say(&Message::Abort { reason: reason.to_string(), cause: Some(reason) })
+            }
+            Action::SendCancel(reason) => self.cancel(reason),
+            Action::Spawn => self.begin_and_spawn()?,
+            Action::PassLease => self.pass_lease(),
+            Action::CloseLease => self.lease = None,
+            Action::Dismiss(reason) => self.dismiss(reason),
+            Action::FenceIncumbent => self.fence_incumbent(),
+            Action::Inquire => {
+                let outcome = recover::inquire(self.control, &self.parties());
+                self.inputs.push_back(Input::Concluded(outcome));
+            }
+            Action::Arm(timer) => self.arm(timer),
+            Action::Disarm(timer) => self.timers.retain(|(other, _)| *other != timer),
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, message: &Message) {
+        if let Some(lease) = &mut self.lease
+            && let Err(e) = lease.send(message, &[])
+        {
+            // Its end of file is the next input.
+            tracing::debug!(error = %e, message = message.name(), "unable to send over the lease");
+        }
+    }
+
+    fn cancel(&mut self, reason: String) {
+        if let Some(watch) = &mut self.watch
+            && let Err(e) = watch.send(&Message::Abort { reason, cause: None }, &[])
+        {
+            tracing::debug!(error = %e, "unable to ask the incumbent to undo the handoff");
+        }
+    }
+
+    fn prepare(&mut self, deadline: Duration) {
+        self.deadline = poll::after(deadline).unwrap_or_else(far_away);
+        let terms = Terms {
+            handoff: self.handoff.clone(),
+            deadline_ms: millis(deadline),
+            bake_ms: self.spec.bake.map(millis),
+            stand_by_ms: millis(self.spec.stand_by),
+        };
+        self.say(&Message::Prepare(terms));
+    }
+
+    fn arm(&mut self, timer: Timer) {
+        let length = match (timer, &self.machine.phase) {
+            (Timer::Answer, _) => ANSWER,
+            (Timer::WarmUp, _) => self.spec.warm_up,
+            (Timer::Silence, Phase::Baking) => {
+                self.spec.bake.unwrap_or_default() + self.spec.stand_by + MARGIN
+            }
+            // After the incumbent: the successor has to open the data, as after a crash.
+            (Timer::Silence, Phase::Orphaned) => self.spec.deadline + MARGIN,
+            (Timer::Silence, _) => {
+                self.deadline.saturating_duration_since(Instant::now()) + self.spec.stand_by + MARGIN
+            }
+        };
+        self.timers.retain(|(other, _)| *other != timer);
+        self.timers.push((timer, poll::after(length).unwrap_or_else(far_away)));
+    }
+
+    fn begin_and_spawn(&mut self) -> Result<()> {
+        self.note_begun()?;
+        match self.spawn() {
+            Ok(successor) => self.successor = Some(successor),
+            Err(e) => self.inputs.push_back(Input::SpawnFailed(e.to_string())),
+        }
+        Ok(())
+    }
+
+    /// A journal that cannot be begun refuses the swap: nothing has changed yet.
+    fn note_begun(&mut self) -> Result<()> {
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let prepared = self.prepared.as_ref().map(|(prepared, _)| prepared);
+        let entry = Entry::Begun {
+            binary: Some(self.program.path().to_owned()),
+            args: self.spec.args.clone(),
+            build_id: self.program.build_id().ok(),
+            control: self.control.to_owned(),
+            data_dir: prepared.map(|prepared| prepared.data_dir.clone().into()),
+            incumbent: prepared.map(|prepared| prepared.incumbent.clone()),
+            generation: prepared.map(|prepared| prepared.generation),
+        };
+        journal.append(&self.handoff, Actor::Driver, entry)?;
+        // While the incumbent serves; it is not synced again before the end.
+        journal.sync()
+    }
+
+    fn spawn(&mut self) -> Result<Successor> {
+        let (ours, theirs) = unix::pair().map_err(|e| Error::io("make a channel to the successor", e))?;
+        let plan = Plan::new(&self.listeners).with(fds::Role::Channel, theirs);
+        let mut image = Image::new(&self.program);
+        image.args = self.spec.args.iter().map(OsString::from).collect();
+        for (name, value) in &self.spec.env {
+            image.env.retain(|(other, _)| other.as_os_str() != name.as_str());
+            image.env.push((name.into(), value.into()));
+        }
+        plan.install(&mut image)?;
+        let mut spawn = Spawn::new(image);
+        // A session of its own: a closing terminal does not take it along, and it can be killed whole.
+        spawn.new_session = true;
+        spawn.cgroup.clone_from(&self.spec.cgroup);
+        let child = spawn.spawn()?;
+        let leader = PidFd::open(child.id())
+            .map_err(|e| Error::io(format!("open a pidfd of pid {}", child.id()), e))?;
+        let tree = match &self.spec.cgroup {
+            Some(path) => Tree::Cgroup { path: path.clone() },
+            None => Tree::Session { sid: child.id() },
+        };
+        let mut successor = Successor {
+            child,
+            leader,
+            tree,
+            channel: Some(Channel::new(ours)),
+            process: None,
+            build_id: String::new(),
+        };
+        self.offer(&mut successor)?;
+        Ok(successor)
+    }
+
+    fn offer(&self, successor: &mut Successor) -> Result<()> {
+        let (Some((prepared, incumbent)), Some(channel)) = (&self.prepared, &mut successor.channel) else {
+            return Err(Error::Invalid { detail: "there is no lease to offer".to_owned() });
+        };
+        let offer = Offer {
+            handoff: self.handoff.clone(),
+            generation: prepared.generation,
+            incumbent: prepared.incumbent.clone(),
+            tree: successor.tree.clone(),
+            patience_ms: millis(self.spec.deadline),
+        };
+        channel.send(&Message::Hello(own_hello("handoff driver", "")?), &[])?;
+        channel.send(&Message::Offer(offer), &[incumbent.as_fd()])
+    }
+
+    fn pass_lease(&mut self) {
+        let channel = self.successor.as_mut().and_then(|successor| successor.channel.as_mut());
+        let (Some(lease), Some(channel), Some(sealed)) = (&self.lease, channel, &self.sealed) else { return };
+        let deadline_ms = millis(self.deadline.saturating_duration_since(Instant::now()));
+        let begin = Message::Begin(Begin { sealed: sealed.clone(), deadline_ms });
+        if let Err(e) = channel.send(&begin, &[lease.as_fd()]) {
+            // Closing the lease, which comes next, undoes the handoff.
+            tracing::debug!(error = %e, "unable to pass the lease on");
+        }
+    }
+
+    fn fence_incumbent(&self) {
+        let Some((prepared, pidfd)) = &self.prepared else { return };
+        tracing::warn!(incumbent = %prepared.incumbent, "the incumbent has sealed, or should have, and says nothing: killing it");
+        if let Err(e) = pidfd.signal(Signal::SIGKILL) {
+            tracing::error!(incumbent = %prepared.incumbent, error = %e, "unable to kill the incumbent");
+        }
+    }
+
+    /// Sees the successor end: told first, then killed.
+    fn dismiss(&mut self, reason: Reason) {
+        let Some(mut successor) = self.successor.take() else { return };
+        if let Some(channel) = &mut successor.channel {
+            // One that does not listen is killed below.
+            let _ = channel.send(&Message::Dismissed { reason }, &[]);
+        }
+        successor.end();
+    }
+
+    fn parties(&self) -> Parties {
+        let prepared = self.prepared.as_ref().map(|(prepared, _)| prepared);
+        Parties {
+            lock_file: prepared.map(|prepared| Path::new(&prepared.data_dir).join(&prepared.lock_file)),
+            incumbent: prepared.map(|prepared| prepared.incumbent.clone()),
+            successor: self
+                .successor
+                .as_ref()
+                .and_then(|s| s.process.as_ref())
+                .map(|(process, _)| process.clone()),
+            generation: prepared.map(|prepared| prepared.generation),
+        }
+    }
+
+    // ---- The end.
+
+    fn finish(mut self) -> Result<HandoffOutcome> {
+        let Phase::Done(outcome) = self.machine.phase.clone() else {
+            unreachable!("the loop ends in this phase")
+        };
+        self.measure();
+        self.note_end(&outcome);
+        let committed = outcome == Outcome::Committed;
+        let child = self.successor.take().map(|successor| successor.child).filter(|_| committed);
+        Ok(HandoffOutcome {
+            handoff_id: self.handoff,
+            committed,
+            abort_reason: recover::reason_of(&outcome).map(AbortReason),
+            child,
+            outcome,
+            measured: self.measured,
+        })
+    }
+
+    fn measure(&mut self) {
+        self.sample_queues();
+        self.measured.total_ms = millis(self.began.elapsed());
+        let gap = |(stopped, served): (u64, Served)| served.serving_us.saturating_sub(stopped);
+        self.measured.gap_us = self.stopped_us.zip(self.served).map(gap);
+        self.measured.overflows =
+            self.overflows_before.zip(overflows()).map(|(before, after)| after.saturating_sub(before));
+    }
+
+    fn note_end(&mut self, outcome: &Outcome) {
+        let entry = match outcome {
+            Outcome::Committed => Entry::Committed {
+                generation: self.served.map_or(0, |served| served.generation),
+                binary: self.program.path().to_owned(),
+                args: self.spec.args.clone(),
+                build_id: self
+                    .successor
+                    .as_ref()
+                    .map_or(String::new(), |successor| successor.build_id.clone()),
+                gap_us: self.measured.gap_us,
+            },
+            Outcome::RolledBack(reason) => Entry::RolledBack { reason: reason.to_string() },
+            Outcome::Refused(_) => return,
+            Outcome::NothingServing(detail) | Outcome::Undecided(detail) => {
+                Entry::Undecided { detail: detail.clone() }
+            }
+        };
+        self.note(entry);
+        if let Some(Err(e)) = self.journal.as_mut().map(Journal::sync) {
+            tracing::warn!(error = %e, "the end of the handoff may not be on disk");
+        }
+    }
+}
+
+/// Something that can be waited for.
+#[derive(Clone, Copy)]
+enum Source {
+    Lease,
+    Watch,
+    Successor,
+    SuccessorDeath,
+}
+
+impl Successor {
+    /// Whose death counts: the daemon's own, once it is known, or that of whoever was started.
+    fn watched(&self) -> Option<&PidFd> {
+        self.channel.as_ref()?;
+        match &self.process {
+            Some((_, pidfd)) => pidfd.as_ref(),
+            None => Some(&self.leader),
+        }
+    }
+
+    fn end(mut self) {
+        let told = Instant::now() + DISMISSAL;
+        if !self.leader.wait_dead(told).unwrap_or(false) {
+            tracing::warn!(pid = self.child.id(), "the successor does not go: killing it");
+        }
+        // Also where it is dead: what it has started is not.
+        match tree::kill(Some(&self.leader), &self.tree, Instant::now() + DISMISSAL) {
+            Ok(killed) if killed.left.is_empty() => {}
+            Ok(killed) => tracing::error!(left = ?killed.left, "processes of the successor are left over"),
+            Err(e) => tracing::error!(error = %e, "unable to kill the successor's tree"),
+        }
+        // Reaps it; if it still lives, somebody else has to.
+        let _ = self.child.try_wait();
+    }
+}
+
+fn broken(detail: String) -> Input {
+    Input::Aborted(protocol(detail))
+}
+
+fn protocol(detail: String) -> Reason {
+    Reason::Protocol { detail }
+}
+
+fn queues(listeners: &[(String, OwnedFd)]) -> Option<(u32, u32)> {
+    let queues = listeners.iter().filter_map(|(_, fd)| queue::accept_queue(fd.as_fd()).ok().flatten());
+    queues.map(|queue| (queue.len, queue.limit)).reduce(|a, b| (a.0.max(b.0), a.1.min(b.1)))
+}
+
+fn overflows() -> Option<u64> {
+    queue::listen_overflows().ok().map(|(overflows, _)| overflows)
+}
+
+/// So far in the future that nobody waits for it.
+fn far_away() -> Instant {
+    Instant::now() + Duration::from_secs(365 * 24 * 3600)
+}
+
+fn millis(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,168 @@
+//! Who serves, when a driver died or its peers fell silent: the control path, the lock and the record are asked.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::control::Control;
+use crate::data_dir::{self, DataDirLock};
+use crate::error::Result;
+use crate::journal::{self, Actor, Event, HandoffSummary, Journal};
+use crate::proto::driver::{Outcome, Refusal};
+use crate::proto::party::ProcessId;
+use crate::proto::record::{OwnerRecord, Standing, boot_program};
+use crate::proto::recovery::{Answer, Conclusion, Facts, Who, conclude};
+use crate::proto::wire::Status;
+
+/// How long one daemon may take to answer.
+const ANSWER: Duration = Duration::from_secs(1);
+/// How long the parties are asked, before nobody knows.
+const INQUIRY: Duration = Duration::from_secs(10);
+/// Between two rounds of questions.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What a recovery found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// The handoff that was left open.
+    pub handoff_id: String,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// The parties to a handoff, as far as they are known.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parties {
+    pub lock_file: Option<PathBuf>,
+    pub incumbent: Option<ProcessId>,
+    pub successor: Option<ProcessId>,
+    /// What the handoff began with.
+    pub generation: Option<u64>,
+}
+
+/// Finds out how the handoff that was left open in the journal ended, and records it.
+pub(crate) fn recover(journal: &Path, control: &Path) -> Result<Option<Recovered>> {
+    let mut journal = Journal::open(journal)?;
+    let Some(open) = journal::unfinished(&journal.contents()?.records) else { return Ok(None) };
+    let parties = Parties::of(&open.handoff);
+    let outcome = inquire(control, &parties);
+    let handoff_id = open.handoff.id;
+    let conclusion = reason_of(&outcome).unwrap_or_else(|| "committed".to_owned());
+    let ended = match &outcome {
+        Outcome::Committed => parties.record().map(|record| committed(&record)),
+        Outcome::RolledBack(reason) => Some(Event::RolledBack { reason: reason.to_string() }),
+        Outcome::Refused(_) | Outcome::NothingServing(_) | Outcome::Undecided(_) => None,
+    };
+    for event in ended.into_iter().chain([Event::Recovered { conclusion }]) {
+        journal.append(&handoff_id, Actor::Driver, event)?;
+    }
+    journal.sync()?;
+    Ok(Some(Recovered { handoff_id, outcome }))
+}
+
+fn committed(record: &OwnerRecord) -> Event {
+    Event::Committed {
+        generation: record.generation,
+        binary: record.owner.binary.clone(),
+        args: record.owner.args.clone(),
+        build_id: record.owner.build_id.clone(),
+        gap_us: None,
+    }
+}
+
+/// Asks until an answer is final, or for so long that nobody knows.
+pub(crate) fn inquire(control: &Path, parties: &Parties) -> Outcome {
+    let until = Instant::now() + INQUIRY;
+    loop {
+        let facts = parties.facts(control);
+        match conclude(&facts) {
+            Conclusion::Ended(outcome) => return outcome,
+            Conclusion::GoingOn if Instant::now() < until => std::thread::sleep(PAUSE),
+            Conclusion::GoingOn => return Outcome::Undecided(going_on(&facts).to_owned()),
+            Conclusion::StartFrom(_) | Conclusion::StartAnything => {
+                return Outcome::NothingServing(parties.what_to_start());
+            }
+        }
+    }
+}
+
+fn going_on(facts: &Facts) -> &'static str {
+    match facts.answer {
+        Some(_) => "a handoff is still going on: see handoff status",
+        None => {
+            "a process holds the data directory's lock but does not answer on the control path: see handoff status"
+        }
+    }
+}
+
+/// Returns why a successor does not serve, as a sentence.
+pub(crate) fn reason_of(outcome: &Outcome) -> Option<String> {
+    match outcome {
+        Outcome::Committed => None,
+        Outcome::RolledBack(reason) => Some(reason.to_string()),
+        Outcome::Refused(Refusal::Busy { handoff, phase, age_ms }) => {
+            Some(format!("busy: handoff {handoff} has been going on for {age_ms} ms and is in phase {phase}"))
+        }
+        Outcome::Refused(Refusal::Declined(reason)) => Some(reason.clone()),
+        Outcome::Refused(Refusal::Lost) => Some("the incumbent went away before it answered".to_owned()),
+        Outcome::NothingServing(detail) | Outcome::Undecided(detail) => Some(detail.clone()),
+    }
+}
+
+impl Parties {
+    fn of(handoff: &HandoffSummary) -> Self {
+        let Some(Event::Begun { data_dir, generation, incumbent, .. }) = &handoff.begun else {
+            return Self::default();
+        };
+        Self {
+            lock_file: data_dir.as_ref().map(|dir| dir.join(data_dir::FILE_NAME)),
+            incumbent: incumbent.clone(),
+            successor: None,
+            generation: *generation,
+        }
+    }
+
+    fn facts(&self, control: &Path) -> Facts {
+        let deadline = Instant::now() + ANSWER;
+        let status =
+            Control::connect(control, "handoff recovery", deadline).and_then(|mut c| c.status(deadline)).ok();
+        let answer = status.map(|status| Answer { who: self.who(&status), busy: status.handoff.is_some() });
+        let locked = self
+            .lock_file
+            .as_ref()
+            .is_some_and(|path| DataDirLock::who(path).is_ok_and(|holders| !holders.is_empty()));
+        Facts { answer, locked, record: self.record().map(|record| record.standing) }
+    }
+
+    /// The incumbent keeps its process, whatever generation it serves as after a rollback; a successor's first generation
+    /// is the next one.
+    fn who(&self, status: &Status) -> Who {
+        if self.incumbent.as_ref() == Some(&status.process) {
+            Who::Incumbent
+        } else if self.successor.as_ref() == Some(&status.process)
+            || self.generation.is_some_and(|generation| status.generation == generation + 1)
+        {
+            Who::Successor
+        } else {
+            Who::Other
+        }
+    }
+
+    fn record(&self) -> Option<OwnerRecord> {
+        DataDirLock::read_record(self.lock_file.as_ref()?).ok()?.record
+    }
+
+    fn what_to_start(&self) -> String {
+        let Some(record) = self.record() else {
+            return "nobody serves, and no owner record says what to start".to_owned();
+        };
+        let program = boot_program(&record);
+        let standing = match record.standing {
+            Standing::Trial => "the program before the one that was on trial",
+            Standing::Final => "the program of the last owner",
+        };
+        let command: Vec<String> = std::iter::once(program.binary.display().to_string())
+            .chain(program.args.iter().cloned())
+            .collect();
+        format!("nobody serves; start {standing}: {}", command.join(" "))
+    }
+}

@@ -1,0 +1,971 @@
+//! The incumbent's loop: one thread that answers everybody, and one that runs the hooks.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use crate::channel::{Channel, Incoming};
+use crate::data_dir::DataDirLock;
+use crate::drainable::Drainable;
+use crate::error::{Error, Result};
+use crate::incumbent::{Incumbent, Served, Superseded};
+use crate::proto::incumbent::{
+    Action, Answer, Conn, End, Found, Input, Message as Word, Opened, Phase, Request, Row, Timer,
+};
+use crate::proto::party::{ProcessId, Tree};
+use crate::proto::record::{OwnerRecord, Standing};
+use crate::proto::wire::{
+    self, Drained, ListenerList, ListenerStatus, Message, PhaseMark, Prepared, Progress, Report, Status,
+};
+use crate::proto::{Reason, Verdict, successor};
+use crate::role::{check_hello, own_hello, pidfd};
+use crate::sys::poll::{self, Waker, Want};
+use crate::sys::process::{self, PidFd};
+use crate::sys::{clock, queue, socket, tree, unix};
+
+/// How many messages of one client are handled before the others have their turn.
+const TURN: usize = 16;
+
+/// Serves until the process may exit.
+pub(crate) fn run<D: Drainable>(incumbent: Incumbent, hooks: &D) -> Result<Served> {
+    let (jobs, todo) = channel();
+    let (done, finished) = channel();
+    let waker = Waker::new().map_err(|e| Error::io("make an eventfd", e))?;
+    std::thread::scope(|scope| {
+        let (lock, bell) = (Arc::clone(&incumbent.lock), &waker);
+        std::thread::Builder::new()
+            .name("handoff-hooks".to_owned())
+            .spawn_scoped(scope, move || run_jobs(&todo, &done, bell, hooks, &lock))
+            .map_err(|e| Error::io("start the thread that runs the hooks", e))?;
+        Server::new(incumbent, hooks, jobs, finished, &waker).run()
+    })
+}
+
+/// Work that may take long, for the thread that runs the hooks.
+enum Job {
+    Drain(Instant),
+    Seal,
+    Resume,
+    Persist(OwnerRecord),
+    Fence { leader: Option<PidFd>, tree: Tree, patience: Duration },
+    Finalize(OwnerRecord),
+    StopServing(Instant),
+    Settle,
+}
+
+/// What came of it.
+enum Finished {
+    Incumbent(Input),
+    Drained { input: Input, stopped_us: u64, conns: u32 },
+    FenceFailed(Vec<u32>),
+    Successor(successor::Input),
+    Settled,
+}
+
+/// How the loop ended.
+enum Ended {
+    Committed(String),
+    SteppedDown(Reason),
+    Superseded(OwnerRecord),
+    Stopped,
+}
+
+fn run_jobs<D: Drainable>(
+    todo: &Receiver<Job>,
+    done: &Sender<Finished>,
+    bell: &Waker,
+    hooks: &D,
+    lock: &DataDirLock,
+) {
+    while let Ok(job) = todo.recv() {
+        let finished = run_job(job, hooks, lock);
+        // The loop has ended, and with it the process's part.
+        let _ = done.send(finished);
+        bell.ring();
+    }
+}
+
+fn run_job<D: Drainable>(job: Job, hooks: &D, lock: &DataDirLock) -> Finished {
+    match job {
+        Job::Drain(deadline) => {
+            let (stopped_us, conns) = (clock::monotonic_us(), hooks.snapshot_state().open_conns);
+            let input = Input::DrainReturned(guarded(|| hooks.drain(deadline)));
+            Finished::Drained { input, stopped_us, conns }
+        }
+        Job::Seal => Finished::Incumbent(Input::SealReturned(guarded(|| hooks.seal()))),
+        Job::Resume => Finished::Incumbent(Input::ResumeReturned(guarded(|| hooks.resume_after_abort()))),
+        Job::Persist(record) => Finished::Incumbent(Input::Persisted(guarded(|| {
+            lock.write_record(&record, true)?;
+            lock.settle()
+        }))),
+        Job::Fence { leader, tree, patience } => fence(leader.as_ref(), &tree, patience),
+        Job::Finalize(record) => Finished::Successor(match guarded(|| lock.write_record(&record, true)) {
+            Ok(()) => successor::Input::Persisted,
+            Err(detail) => successor::Input::Failed(detail),
+        }),
+        Job::StopServing(deadline) => {
+            // What was acknowledged is on disk either way; the incumbent reads it from there.
+            for (hook, ended) in
+                [("drain", guarded(|| hooks.drain(deadline)).err()), ("seal", guarded(|| hooks.seal()).err())]
+            {
+                if let Some(detail) = ended {
+                    tracing::warn!(hook, detail, "while stepping down");
+                }
+            }
+            Finished::Successor(successor::Input::SteppedDown)
+        }
+        Job::Settle => {
+            if let Err(detail) = guarded(|| lock.settle()) {
+                // The next record takes one sync more.
+                tracing::warn!(detail, "unable to settle the owner record");
+            }
+            Finished::Settled
+        }
+    }
+}
+
+fn guarded<T>(hook: impl FnOnce() -> Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(hook)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(_) => Err("it panicked; the message is on standard error".to_owned()),
+    }
+}
+
+fn fence(leader: Option<&PidFd>, tree: &Tree, patience: Duration) -> Finished {
+    match tree::kill(leader, tree, Instant::now() + patience) {
+        Ok(killed) if killed.left.is_empty() => Finished::Incumbent(Input::Fenced),
+        Ok(killed) => Finished::FenceFailed(killed.left),
+        Err(e) => {
+            tracing::error!(error = %e, "unable to kill the successor's tree; killing its process alone");
+            match tree::kill(leader, &Tree::Lone, Instant::now() + patience) {
+                Ok(killed) if killed.left.is_empty() => Finished::Incumbent(Input::Fenced),
+                _ => Finished::FenceFailed(vec![]),
+            }
+        }
+    }
+}
+
+/// A control connection.
+struct Client {
+    channel: Channel,
+    watches: bool,
+    heard: Instant,
+}
+
+/// The successor, once it has said who it is.
+struct Attached {
+    pidfd: PidFd,
+    process: ProcessId,
+    tree: Tree,
+}
+
+/// What belongs to one handoff and decides nothing.
+struct Course {
+    handoff: String,
+    since: Instant,
+    marks: Vec<PhaseMark>,
+    grace: Duration,
+    stopped_us: u64,
+    conns: u32,
+}
+
+struct Server<'a, D> {
+    incumbent: Incumbent,
+    hooks: &'a D,
+    jobs: Sender<Job>,
+    finished: Receiver<Finished>,
+    bell: &'a Waker,
+    clients: BTreeMap<Conn, Client>,
+    connections: Conn,
+    timers: BTreeMap<Timer, Instant>,
+    successor: Option<Attached>,
+    course: Option<Course>,
+    inputs: VecDeque<Input>,
+    since: Instant,
+    /// The lease of the run that is being acted upon, also in the step that ends it.
+    leased: Option<Conn>,
+    /// The id of the handoff that ended last.
+    ended: String,
+    end: Option<Result<Ended>>,
+}
+
+/// Something that can be waited for.
+#[derive(Clone, Copy)]
+enum Source {
+    Control,
+    Bell,
+    Stop,
+    Successor,
+    Session,
+    Client(Conn),
+}
+
+impl<'a, D: Drainable> Server<'a, D> {
+    fn new(
+        incumbent: Incumbent,
+        hooks: &'a D,
+        jobs: Sender<Job>,
+        finished: Receiver<Finished>,
+        bell: &'a Waker,
+    ) -> Self {
+        Self {
+            incumbent,
+            hooks,
+            jobs,
+            finished,
+            bell,
+            clients: BTreeMap::new(),
+            connections: 0,
+            timers: BTreeMap::new(),
+            successor: None,
+            course: None,
+            inputs: VecDeque::new(),
+            since: Instant::now(),
+            leased: None,
+            ended: String::new(),
+            end: None,
+        }
+    }
+
+    fn run(mut self) -> Result<Served> {
+        if self.incumbent.session.is_some() {
+            self.feed_session(successor::Input::ServeCalled);
+        }
+        while self.end.is_none() {
+            let ready = self.wait()?;
+            self.expire();
+            for source in ready {
+                self.attend(source);
+            }
+            self.attend_session();
+            self.stop_if_asked();
+        }
+        self.leave()
+    }
+
+    fn leave(mut self) -> Result<Served> {
+        for client in self.clients.values_mut() {
+            // What does not fit into its socket's buffer now, it would not have read in time either.
+            let _ = client.channel.flush();
+        }
+        let Incumbent { bound, control_path, lock, listeners, .. } = self.incumbent;
+        bound.remove(&control_path);
+        Ok(match self.end.unwrap_or(Ok(Ended::Stopped))? {
+            Ended::Committed(handoff) => Served::Committed { handoff },
+            Ended::SteppedDown(reason) => Served::SteppedDown { reason },
+            Ended::Superseded(record) => Served::Superseded(Box::new(Superseded { record, lock, listeners })),
+            Ended::Stopped => Served::Stopped,
+        })
+    }
+
+    // ---- Waiting.
+
+    fn wait(&self) -> Result<Vec<Source>> {
+        let mut sources: Vec<(Source, BorrowedFd<'_>, Want)> = vec![
+            (Source::Control, self.incumbent.bound.as_fd(), Want::Read),
+            (Source::Bell, self.bell.as_fd(), Want::Read),
+            (Source::Stop, self.incumbent.stop.waker.as_fd(), Want::Read),
+        ];
+        if let Some(successor) = self.successor.as_ref().filter(|_| self.minds_its_death()) {
+            sources.push((Source::Successor, successor.pidfd.as_fd(), Want::Read));
+        }
+        let mut deadline = self.timers.values().min().copied();
+        if let Some(session) = &self.incumbent.session {
+            let (interests, silence) = session.interests();
+            sources.extend(interests.into_iter().map(|(fd, want)| (Source::Session, fd, want)));
+            deadline = deadline.into_iter().chain(silence).min();
+        }
+        for (conn, client) in &self.clients {
+            let want = if client.channel.wants_write() { Want::Both } else { Want::Read };
+            sources.push((Source::Client(*conn), client.channel.as_fd(), want));
+        }
+        let fds: Vec<(BorrowedFd<'_>, Want)> = sources.iter().map(|(_, fd, want)| (*fd, *want)).collect();
+        let ready = poll::wait(&fds, deadline).map_err(|e| Error::io("wait for control connections", e))?;
+        Ok(sources.iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, ..), _)| *source).collect())
+    }
+
+    fn minds_its_death(&self) -> bool {
+        matches!(self.incumbent.machine.row(&Input::SuccessorLost), Row::Go(..))
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let due: Vec<Timer> =
+            self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
+        for timer in due {
+            self.timers.remove(&timer);
+            self.feed(Input::Expired(timer));
+        }
+    }
+
+    fn attend(&mut self, source: Source) {
+        match source {
+            Source::Control => self.accept(),
+            Source::Bell => self.collect(),
+            Source::Stop => self.incumbent.stop.waker.clear(),
+            Source::Successor => self.successor_lost(),
+            // Looked at in every round: one descriptor's news can be in another one's buffer.
+            Source::Session => {}
+            Source::Client(conn) => self.read(conn),
+        }
+    }
+
+    fn collect(&mut self) {
+        self.bell.clear();
+        while let Ok(finished) = self.finished.try_recv() {
+            match finished {
+                Finished::Incumbent(input) => self.feed(input),
+                Finished::Drained { input, stopped_us, conns } => {
+                    if let Some(course) = &mut self.course {
+                        (course.stopped_us, course.conns) = (stopped_us, conns);
+                    }
+                    self.feed(input);
+                }
+                Finished::FenceFailed(left) => {
+                    tracing::error!(
+                        ?left,
+                        "the successor's tree does not die (stopped in the kernel, or a frozen control group?)"
+                    );
+                    self.fence();
+                }
+                Finished::Successor(successor::Input::SteppedDown) => self.let_go(),
+                Finished::Successor(input) => self.feed_session(input),
+                Finished::Settled => {}
+            }
+        }
+    }
+
+    /// What it sent before it died counts before its death.
+    fn successor_lost(&mut self) {
+        if let Some(conn) = self.lease() {
+            self.read(conn);
+        }
+        if self.minds_its_death() {
+            self.feed(Input::SuccessorLost);
+        }
+    }
+
+    fn stop_if_asked(&mut self) {
+        if !self.incumbent.stop.asked.load(Ordering::Acquire) || self.end.is_some() {
+            return;
+        }
+        if let Some(session) = &mut self.incumbent.session {
+            if *session.phase() == successor::Phase::OnTrial {
+                let reason = "the successor was asked to stop".to_owned();
+                // It is stepping down already, or its incumbent is gone and it is about to be final.
+                let _ = session.relay(&Message::Abort { reason, cause: None });
+                self.incumbent.stop.asked.store(false, Ordering::Release);
+            }
+        } else if self.incumbent.machine.phase == Phase::Serving {
+            self.end = Some(Ok(Ended::Stopped));
+        }
+    }
+
+    // ---- Control connections.
+
+    fn accept(&mut self) {
+        while let Ok(fd) = self.incumbent.bound.accept() {
+            match process::peer_cred(fd.as_fd()) {
+                Ok(peer) if peer.uid == 0 || peer.uid == unix::effective_uid() => self.admit(fd),
+                Ok(peer) => tracing::warn!(
+                    pid = peer.pid,
+                    uid = peer.uid,
+                    "a control connection of another user is refused"
+                ),
+                Err(e) => tracing::warn!(error = %e, "a control connection without credentials is refused"),
+            }
+        }
+    }
+
+    fn admit(&mut self, fd: OwnedFd) {
+        if self.clients.len() >= self.incumbent.limits.connections {
+            self.evict();
+        }
+        self.connections += 1;
+        let client = Client { channel: Channel::new(fd), watches: false, heard: Instant::now() };
+        self.clients.insert(self.connections, client);
+    }
+
+    /// Closes the connection that has been silent longest; never the lease, and one that watches only at last.
+    fn evict(&mut self) {
+        let lease = self.lease();
+        let others = self.clients.iter().filter(|(conn, _)| Some(**conn) != lease);
+        let victim = others.min_by_key(|(_, client)| (client.watches, client.heard)).map(|(conn, _)| *conn);
+        if let Some(conn) = victim {
+            tracing::warn!("too many control connections: closing the one that has been silent longest");
+            self.clients.remove(&conn);
+        }
+    }
+
+    fn read(&mut self, conn: Conn) {
+        for _ in 0..TURN {
+            let Some(client) = self.clients.get_mut(&conn) else { return };
+            let received = client.channel.flush().and_then(|()| client.channel.receive());
+            match received {
+                Ok(None) => return,
+                Ok(Some(incoming)) => {
+                    client.heard = Instant::now();
+                    self.handle(conn, incoming);
+                }
+                Err(Error::PeerLost { .. }) => return self.lost(conn),
+                Err(e) => return self.reject(conn, &e),
+            }
+        }
+    }
+
+    fn lost(&mut self, conn: Conn) {
+        self.clients.remove(&conn);
+        if self.lease() == Some(conn) {
+            self.feed(Input::LeaseLost);
+        }
+    }
+
+    fn reject(&mut self, conn: Conn, error: &Error) {
+        tracing::warn!(%error, "a control connection is closed");
+        self.answer(conn, &Message::Refused { reason: error.to_string() });
+        if self.lease() == Some(conn) {
+            self.feed(Input::Lease(Request::Foreign(error.to_string())));
+        }
+        self.lost(conn);
+    }
+
+    fn lease(&self) -> Option<Conn> {
+        self.incumbent.machine.run.as_ref().map(|run| run.lease)
+    }
+
+    fn answer(&mut self, conn: Conn, message: &Message) {
+        self.answer_with(conn, message, &[]);
+    }
+
+    fn answer_with(&mut self, conn: Conn, message: &Message, fds: &[OwnedFd]) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        if let Err(e) = client.channel.send(message, &fds) {
+            // Its end of file, or the next readiness, takes it out.
+            tracing::debug!(error = %e, message = message.name(), "unable to answer a control connection");
+        }
+    }
+
+    fn handle(&mut self, conn: Conn, incoming: Incoming) {
+        let (message, fds) = match incoming {
+            Incoming::Message(message, fds) => (message, fds),
+            Incoming::Unknown(name) => return self.refuse(conn, &name, "a message of this protocol version"),
+        };
+        match message {
+            Message::Hello(hello) => self.greet(conn, hello),
+            Message::Status {} => {
+                let report = Message::StatusReport(Box::new(self.status()));
+                self.answer(conn, &report);
+            }
+            Message::Listeners {} => self.give_listeners(conn),
+            Message::Watch {} => self.watch(conn),
+            Message::Prepare(terms) => match self.trial() {
+                Some(busy) => self.answer(conn, &busy),
+                None => self.feed(Input::Prepare(conn, terms)),
+            },
+            Message::Commit {} => self.operator(conn, Message::Commit {}, |conn| Input::OperatorCommit(conn)),
+            Message::Abort { reason, cause } => self.abort(conn, reason, cause),
+            Message::Attach(attach) => self.attach(conn, attach, fds),
+            Message::Drain { grace_ms } => {
+                if let Some(course) = self.course.as_mut() {
+                    course.grace = Duration::from_millis(grace_ms);
+                }
+                self.request(conn, Request::Drain, "drain");
+            }
+            Message::Seal {} => self.request(conn, Request::Seal, "seal"),
+            Message::Ready(ready) => {
+                let opened = Opened { readiness: ready.readiness, fingerprint: ready.data_dir_fingerprint };
+                self.request(conn, Request::Ready(opened), "ready");
+            }
+            Message::Serving(_) => self.request(conn, Request::Serving, "serving"),
+            Message::Done(_) => self.request(conn, Request::Done, "done"),
+            Message::SteppedDown {} => self.request(conn, Request::SteppedDown, "stepped-down"),
+            other => self.refuse(conn, other.name(), "a request"),
+        }
+    }
+
+    fn refuse(&mut self, conn: Conn, got: &str, expected: &str) {
+        let reason = format!("expected {expected}, got {got}");
+        self.answer(conn, &Message::Refused { reason });
+        if self.lease() == Some(conn) {
+            self.feed(Input::Lease(Request::Foreign(got.to_owned())));
+        }
+    }
+
+    fn greet(&mut self, conn: Conn, hello: wire::Hello) {
+        let ours = own_hello("incumbent", &self.incumbent.identity.owner.build_id);
+        match check_hello(Message::Hello(hello)).and(ours) {
+            Ok(ours) => self.answer(conn, &Message::Hello(ours)),
+            Err(e) => self.reject(conn, &e),
+        }
+    }
+
+    /// A request that only the lease's holder may make.
+    fn request(&mut self, conn: Conn, request: Request, name: &str) {
+        if self.lease() == Some(conn) {
+            self.feed(Input::Lease(request));
+        } else {
+            self.refuse(conn, name, "prepare first: this connection does not hold the lease");
+        }
+    }
+
+    fn attach(&mut self, conn: Conn, attach: wire::Attach, fds: Vec<OwnedFd>) {
+        if self.lease() != Some(conn) {
+            return self.refuse(conn, "attach", "prepare first: this connection does not hold the lease");
+        }
+        let pidfd = match pidfd(fds) {
+            Ok(pidfd) if pidfd.pid().is_none_or(|pid| pid == attach.process.pid) => pidfd,
+            Ok(_) => return self.refuse(conn, "the pidfd of another process", "the successor's own pidfd"),
+            Err(e) => return self.refuse(conn, &e.to_string(), "the successor's own pidfd"),
+        };
+        self.successor = Some(Attached { pidfd, process: attach.process, tree: attach.tree });
+        self.feed(Input::Lease(Request::Attach));
+    }
+
+    fn abort(&mut self, conn: Conn, reason: String, cause: Option<Reason>) {
+        if self.lease() == Some(conn) {
+            let reason = cause.unwrap_or(Reason::Driver { detail: reason });
+            self.feed(Input::Lease(Request::Abort(reason)));
+        } else {
+            let relayed = Message::Abort {
+                reason: reason.clone(),
+                cause: Some(Reason::Operator { detail: reason.clone() }),
+            };
+            self.operator(conn, relayed, |conn| Input::OperatorAbort(conn, reason));
+        }
+    }
+
+    /// A successor on trial passes on what an operator asks of it: the incumbent that stands by decides.
+    fn operator(&mut self, conn: Conn, relayed: Message, input: impl FnOnce(Conn) -> Input) {
+        let Some(session) = self.incumbent.session.as_mut() else { return self.feed(input(conn)) };
+        let answer = match session.relay(&relayed) {
+            Ok(()) => Message::Accepted {},
+            Err(e) => Message::Refused { reason: e.to_string() },
+        };
+        self.answer(conn, &answer);
+    }
+
+    fn watch(&mut self, conn: Conn) {
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.watches = true;
+        }
+        self.answer(conn, &Message::Accepted {});
+    }
+
+    fn give_listeners(&mut self, conn: Conn) {
+        let copies: std::io::Result<Vec<(String, OwnedFd)>> =
+            self.incumbent.listeners.iter().map(|(name, fd)| Ok((name.clone(), fd.try_clone()?))).collect();
+        let copies = match copies {
+            Ok(copies) => copies,
+            Err(e) => {
+                return self.answer(
+                    conn,
+                    &Message::Refused { reason: format!("unable to copy the listeners: {e}") },
+                );
+            }
+        };
+        let mut left = copies.len();
+        let mut copies = copies.into_iter();
+        loop {
+            let (names, fds): (Vec<String>, Vec<OwnedFd>) = copies.by_ref().take(wire::FDS_MAX).unzip();
+            left -= names.len();
+            self.answer_with(conn, &Message::ListenerList(ListenerList { names, more: left }), &fds);
+            if left == 0 {
+                return;
+            }
+        }
+    }
+
+    // ---- Status.
+
+    fn status(&self) -> Status {
+        let on_trial = self.incumbent.session.as_ref();
+        let record = &self.incumbent.identity.owner;
+        let phase = match on_trial {
+            Some(session) => session.phase().name(),
+            None => self.incumbent.machine.phase.name(),
+        };
+        Status {
+            role: if on_trial.is_some() { "successor" } else { "incumbent" }.to_owned(),
+            phase: phase.to_owned(),
+            process: self.incumbent.identity.process(),
+            build_id: record.build_id.clone(),
+            binary: record.binary.display().to_string(),
+            generation: self.incumbent.machine.generation,
+            data_dir: self.incumbent.lock.dir().display().to_string(),
+            lock_file: self.lock_file(),
+            handoff: self.progress(),
+            state: self.hooks.snapshot_state(),
+            listeners: self.incumbent.listeners.iter().map(listener_status).collect(),
+            locked: self.holds_lock(),
+            uptime_ms: millis(self.since.elapsed()),
+        }
+    }
+
+    fn holds_lock(&self) -> bool {
+        use Phase::{Attached, Baking, Fencing, Finalizing, Gone, Locking, Sealed, StandingBy, SteppingDown};
+        !matches!(
+            self.incumbent.machine.phase,
+            Sealed
+                | Attached
+                | StandingBy
+                | Baking
+                | Finalizing
+                | SteppingDown(_)
+                | Fencing(_)
+                | Locking(_)
+                | Gone(_)
+        )
+    }
+
+    fn progress(&self) -> Option<Progress> {
+        if let Some(session) = &self.incumbent.session {
+            return Some(Progress {
+                handoff: session.offer.handoff.clone(),
+                age_ms: millis(self.since.elapsed()),
+                left_ms: session.bake.map(|bake| millis(bake.saturating_sub(self.since.elapsed()))),
+                successor: Some(self.incumbent.identity.process()),
+                incumbent: Some(session.offer.incumbent.clone()),
+            });
+        }
+        let course = self.course.as_ref()?;
+        let due = self.timers.get(&Timer::Deadline).or_else(|| self.timers.get(&Timer::Bake));
+        Some(Progress {
+            handoff: course.handoff.clone(),
+            age_ms: millis(course.since.elapsed()),
+            left_ms: due.map(|at| millis(at.saturating_duration_since(Instant::now()))),
+            successor: self.successor.as_ref().map(|successor| successor.process.clone()),
+            incumbent: Some(self.incumbent.identity.process()),
+        })
+    }
+
+    fn busy(&self) -> Message {
+        let course = self.course.as_ref();
+        Message::Busy {
+            handoff: course.map_or(String::new(), |course| course.handoff.clone()),
+            phase: self.incumbent.machine.phase.name().to_owned(),
+            age_ms: course.map_or(0, |course| millis(course.since.elapsed())),
+        }
+    }
+
+    /// What a driver is told while this process itself is on trial, or about to be final.
+    fn trial(&self) -> Option<Message> {
+        let session = self.incumbent.session.as_ref()?;
+        Some(Message::Busy {
+            handoff: session.offer.handoff.clone(),
+            phase: session.phase().name().to_owned(),
+            age_ms: millis(self.since.elapsed()),
+        })
+    }
+
+    // ---- The machine.
+
+    fn feed(&mut self, input: Input) {
+        self.inputs.push_back(input);
+        while let Some(input) = self.inputs.pop_front() {
+            self.before(&input);
+            let was = self.incumbent.machine.phase.name();
+            self.leased = self.lease().or(self.leased);
+            match self.incumbent.machine.step(input) {
+                Ok(actions) => {
+                    self.leased = self.lease().or(self.leased);
+                    self.mark(was);
+                    for action in actions {
+                        self.perform(action);
+                    }
+                }
+                Err(input) => {
+                    tracing::error!(phase = was, ?input, "the incumbent's table has no row for this")
+                }
+            }
+            self.settle_end();
+        }
+    }
+
+    fn before(&mut self, input: &Input) {
+        let Input::Prepare(_, terms) = input else { return };
+        if self.incumbent.machine.phase == Phase::Serving {
+            self.successor = None;
+            self.course = Some(Course {
+                handoff: terms.handoff.clone(),
+                since: Instant::now(),
+                marks: vec![],
+                grace: Duration::ZERO,
+                stopped_us: 0,
+                conns: 0,
+            });
+        }
+    }
+
+    fn mark(&mut self, was: &str) {
+        let phase = self.incumbent.machine.phase.name();
+        if was == phase {
+            return;
+        }
+        tracing::debug!(from = was, to = phase, "incumbent");
+        if let Some(course) = &mut self.course {
+            course.marks.push(PhaseMark { phase: phase.to_owned(), at_us: clock::monotonic_us() });
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Answer(conn, answer) => self.answer_operator(conn, answer),
+            Action::Send(word) => self.send(word),
+            Action::CloseLease => self.close_lease(),
+            Action::Arm(timer) => self.arm(timer),
+            Action::Disarm(timer) => {
+                self.timers.remove(&timer);
+            }
+            Action::CallDrain => self.job(Job::Drain(self.drain_deadline())),
+            Action::CallSeal => self.job(Job::Seal),
+            Action::CallResume => self.job(Job::Resume),
+            Action::Interrupt => self.hooks.interrupt(),
+            Action::Unlock => {
+                let unlocked = self.incumbent.lock.unlock().map_err(|e| e.to_string());
+                self.inputs.push_front(Input::Unlocked(unlocked));
+            }
+            Action::Fence => self.fence(),
+            Action::TryLock => {
+                let input = self.try_lock();
+                self.inputs.push_front(input);
+            }
+            Action::Persist(generation) => {
+                self.job(Job::Persist(self.incumbent.identity.record(generation, Standing::Final)));
+            }
+            Action::BindControl => self.bind_control(),
+            Action::Announce(verdict) => self.announce(verdict),
+        }
+    }
+
+    fn job(&self, job: Job) {
+        self.jobs.send(job).expect("the thread that runs the hooks ends only after this loop");
+    }
+
+    fn answer_operator(&mut self, conn: Conn, answer: Answer) {
+        let message = match answer {
+            Answer::Busy => self.busy(),
+            Answer::Accepted => Message::Accepted {},
+            Answer::Refused(reason) => Message::Refused { reason: reason.to_owned() },
+        };
+        self.answer(conn, &message);
+    }
+
+    fn lock_file(&self) -> String {
+        self.incumbent
+            .lock
+            .path()
+            .file_name()
+            .map_or(String::new(), |name| name.to_string_lossy().into_owned())
+    }
+
+    fn send(&mut self, word: Word) {
+        let Some(conn) = self.leased else { return };
+        let message = match word {
+            Word::Prepared(generation) => return self.send_prepared(conn, generation),
+            Word::Drained(report) => {
+                let (stopped_us, conns) =
+                    self.course.as_ref().map_or((0, 0), |course| (course.stopped_us, course.conns));
+                Message::Drained(Drained { report, stopped_us, conns })
+            }
+            Word::Sealed(report) => Message::Sealed(report),
+            Word::Granted => Message::Granted {
+                bake_ms: self.incumbent.machine.run.as_ref().and_then(|run| run.terms.bake_ms),
+            },
+            Word::Finalize => Message::Finalize {},
+            Word::StepDown(reason) => Message::StepDown { reason },
+            Word::Aborted(reason) => Message::Aborted { reason },
+        };
+        self.answer(conn, &message);
+    }
+
+    fn send_prepared(&mut self, conn: Conn, generation: u64) {
+        let prepared = Message::Prepared(Prepared {
+            generation,
+            incumbent: self.incumbent.identity.process(),
+            data_dir: self.incumbent.lock.dir().display().to_string(),
+            lock_file: self.lock_file(),
+        });
+        match PidFd::current() {
+            Ok(pidfd) => self.answer_with(conn, &prepared, &[pidfd.into()]),
+            Err(e) => self.answer(conn, &Message::Refused { reason: format!("unable to open a pidfd: {e}") }),
+        }
+    }
+
+    fn close_lease(&mut self) {
+        let Some(mut client) = self.leased.take().and_then(|conn| self.clients.remove(&conn)) else { return };
+        // What does not fit into the socket's buffer is not worth keeping a lease open for.
+        let _ = client.channel.flush();
+    }
+
+    fn arm(&mut self, timer: Timer) {
+        let terms = self.incumbent.machine.run.as_ref().map(|run| &run.terms);
+        let length = match timer {
+            Timer::Deadline => terms.map(|terms| terms.deadline_ms),
+            Timer::StandBy => terms.map(|terms| terms.stand_by_ms),
+            Timer::Bake => terms.and_then(|terms| terms.bake_ms),
+            Timer::StepDown => Some(millis(self.incumbent.limits.step_down)),
+            Timer::Retry => Some(millis(self.incumbent.limits.retry)),
+        };
+        let at = poll::after(Duration::from_millis(length.unwrap_or(0)));
+        // A deadline past the end of time is none.
+        match at {
+            Some(at) => self.timers.insert(timer, at),
+            None => self.timers.remove(&timer),
+        };
+    }
+
+    fn drain_deadline(&self) -> Instant {
+        let grace = self.course.as_ref().and_then(|course| poll::after(course.grace));
+        let deadline = self.timers.get(&Timer::Deadline).copied();
+        grace.into_iter().chain(deadline).min().unwrap_or_else(Instant::now)
+    }
+
+    fn fence(&mut self) {
+        let (leader, tree) = match &self.successor {
+            Some(successor) => (successor.pidfd.try_clone().ok(), successor.tree.clone()),
+            None => (None, Tree::Lone),
+        };
+        self.job(Job::Fence { leader, tree, patience: self.incumbent.limits.fence });
+    }
+
+    fn try_lock(&self) -> Input {
+        match self.incumbent.lock.relock() {
+            Ok(()) => {}
+            Err(Error::Locked { holders, .. }) => {
+                tracing::warn!(?holders, "the lock is still held; trying again");
+                return Input::LockBusy;
+            }
+            Err(e) => return Input::LockFailed(e.to_string()),
+        }
+        match self.incumbent.lock.record() {
+            Ok(Some(record)) => {
+                Input::Locked(Found { generation: record.generation, standing: record.standing })
+            }
+            Ok(None) => Input::LockFailed("the owner record is gone".to_owned()),
+            Err(e) => Input::LockFailed(e.to_string()),
+        }
+    }
+
+    fn bind_control(&mut self) {
+        let path = &self.incumbent.control_path;
+        if self.incumbent.bound.is_at(path) {
+            return;
+        }
+        let bound = unix::Bound::beside(path).and_then(|mut bound| bound.put_in_place(path).map(|()| bound));
+        match bound {
+            Ok(bound) => self.incumbent.bound = bound,
+            Err(error) => {
+                tracing::error!(%error, "this daemon serves, but cannot be reached at its control path")
+            }
+        }
+    }
+
+    fn announce(&mut self, verdict: Verdict) {
+        tracing::info!(?verdict, "handoff ended");
+        let (handoff, phases) = match self.course.take() {
+            Some(course) => (course.handoff, course.marks),
+            None => (String::new(), vec![]),
+        };
+        self.ended.clone_from(&handoff);
+        let message = Message::Verdict(Report { handoff, verdict, phases });
+        let watching: Vec<Conn> =
+            self.clients.iter().filter(|(_, client)| client.watches).map(|(conn, _)| *conn).collect();
+        for conn in watching {
+            self.answer(conn, &message);
+        }
+    }
+
+    fn settle_end(&mut self) {
+        let Phase::Gone(end) = &self.incumbent.machine.phase else { return };
+        if self.end.is_some() {
+            return;
+        }
+        self.end = Some(match end {
+            End::Committed => Ok(Ended::Committed(self.ended.clone())),
+            End::Failed(detail) => Err(Error::Hook { hook: "resume_after_abort", detail: detail.clone() }),
+            End::Superseded => self.superseded(),
+        });
+    }
+
+    fn superseded(&self) -> Result<Ended> {
+        let gone = || Error::Aborted { reason: "the successor's owner record is gone".to_owned() };
+        self.incumbent.lock.record()?.map(Ended::Superseded).ok_or_else(gone)
+    }
+
+    // ---- The successor's machine, while this process is on trial.
+
+    fn attend_session(&mut self) {
+        while let Some(input) = self.incumbent.session.as_mut().and_then(|session| session.next_input()) {
+            self.feed_session(input);
+        }
+    }
+
+    fn feed_session(&mut self, input: successor::Input) {
+        let Some(session) = self.incumbent.session.as_mut() else { return };
+        for action in session.step(input) {
+            self.perform_session(action);
+        }
+        match self.incumbent.session.as_ref().map(|session| session.phase()) {
+            Some(successor::Phase::Promoted) => {
+                self.incumbent.session = None;
+                self.job(Job::Settle);
+            }
+            Some(successor::Phase::Gone(reason)) => self.end = Some(Ok(Ended::SteppedDown(reason.clone()))),
+            _ => {}
+        }
+    }
+
+    fn perform_session(&mut self, action: successor::Action) {
+        use successor::{Action, Trial};
+        match action {
+            Action::BindControl => {
+                let bound = self.incumbent.bound.put_in_place(&self.incumbent.control_path);
+                self.feed_session(match bound {
+                    Ok(()) => successor::Input::Bound,
+                    Err(e) => successor::Input::Failed(e.to_string()),
+                });
+            }
+            Action::Persist(Trial::No) => {
+                let record =
+                    self.incumbent.identity.record(self.incumbent.machine.generation, Standing::Final);
+                self.job(Job::Finalize(record));
+            }
+            Action::StopServing => {
+                // The incumbent kills what has not stopped by the end of its own wait, which is as long by default.
+                self.job(Job::StopServing(Instant::now() + self.incumbent.limits.step_down / 2));
+            }
+            Action::Unlock => self.let_lock_go(),
+            other => tracing::error!(?other, "not after the grant"),
+        }
+    }
+
+    /// The hooks have run: the data is as final as it gets.
+    fn let_go(&mut self) {
+        self.let_lock_go();
+        self.feed_session(successor::Input::SteppedDown);
+    }
+
+    fn let_lock_go(&self) {
+        if let Err(error) = self.incumbent.lock.unlock() {
+            tracing::error!(%error, "unable to unlock; the end of this process does it");
+        }
+    }
+}
+
+fn listener_status((name, fd): &(String, OwnedFd)) -> ListenerStatus {
+    let queue = queue::accept_queue(fd.as_fd()).ok().flatten();
+    ListenerStatus {
+        name: name.clone(),
+        address: socket::local_address(fd.as_fd()).unwrap_or_default(),
+        queue: queue.map(|queue| (queue.len, queue.limit)),
+    }
+}
+
+fn millis(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,237 @@
+//! Swaps, for supervisors and tools that run them from their own code.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::drive::Drive;
+use crate::error::{Error, Result};
+use crate::fds::{self, AsListener};
+use crate::journal::{self, Journal};
+pub use crate::proto::driver::{Outcome, Refusal};
+use crate::proto::wire::PhaseMark;
+use crate::recover;
+pub use crate::recover::Recovered;
+
+/// Runs handoffs between the daemon at a control path and its successors.
+///
+/// It holds the listening sockets that it was given, and passes them on; if it was given none, it fetches them from the
+/// incumbent.
+#[derive(Debug)]
+pub struct Supervisor {
+    control: PathBuf,
+    listeners: Vec<(String, std::io::Result<OwnedFd>)>,
+    journal: Option<PathBuf>,
+}
+
+/// What to start, and how long everything may take.
+#[derive(Clone, Debug)]
+pub struct SpawnSpec {
+    /// The successor's program; a name without a slash is looked up in PATH.
+    pub binary: PathBuf,
+    /// Its arguments, without its name.
+    pub args: Vec<String>,
+    /// Variables to set in its environment, which is otherwise this process's.
+    pub env: Vec<(String, String)>,
+    /// How long the incumbent may take to finish what is in flight.
+    pub drain_grace: Duration,
+    /// From the moment the successor is warm to the latest moment of a grant.
+    pub deadline: Duration,
+    /// How long the successor may take to warm up, while the incumbent serves.
+    pub warm_up: Duration,
+    /// From the grant to the successor's word that it serves.
+    pub stand_by: Duration,
+    /// How long the successor serves on trial, while the incumbent stands by; none for no trial.
+    pub bake: Option<Duration>,
+    /// The directory of a control group, made for the successor alone, to start it in.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl Default for SpawnSpec {
+    fn default() -> Self {
+        Self {
+            binary: PathBuf::new(),
+            args: vec![],
+            env: vec![],
+            drain_grace: Duration::from_secs(25),
+            deadline: Duration::from_secs(60),
+            warm_up: Duration::from_secs(600),
+            stand_by: Duration::from_secs(10),
+            bake: None,
+            cgroup: None,
+        }
+    }
+}
+
+/// How a handoff ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct HandoffOutcome {
+    /// Its id.
+    pub handoff_id: String,
+    /// Whether the successor serves.
+    pub committed: bool,
+    /// Why it does not.
+    pub abort_reason: Option<AbortReason>,
+    /// The successor, where it serves. It is the caller's from here on: to wait for when it ends, or to forget, and then
+    /// init's. The incumbent's end is for whoever started that one to wait for.
+    pub child: Option<Child>,
+    /// The same in one word and its details.
+    pub outcome: Outcome,
+    /// What was measured.
+    pub measured: Measured,
+}
+
+/// Why a successor does not serve; prints as a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AbortReason(pub(crate) String);
+
+impl fmt::Display for AbortReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What was measured in a handoff.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Measured {
+    /// From the moment the incumbent stopped accepting to the moment the successor could accept, in microseconds.
+    pub gap_us: Option<u64>,
+    /// The whole, in milliseconds.
+    pub total_ms: u64,
+    /// Client connections that were open when the drain began.
+    pub conns_at_drain: u32,
+    /// Of those, how many were still open when it ended.
+    pub conns_remaining: u32,
+    /// The most connections that were seen in the accept queues of the listening TCP sockets.
+    pub queue_peak: Option<u32>,
+    /// How many fit into the smallest of those queues.
+    pub queue_limit: Option<u32>,
+    /// Connections that found a queue full, on the whole machine (or network namespace), from beginning to end.
+    pub overflows: Option<u64>,
+    /// The phases as the driver saw them.
+    pub phases: Vec<PhaseMark>,
+}
+
+/// What a swap's observer is told.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A phase was entered.
+    Phase(&'a str),
+    /// Nothing new, but time passed.
+    Tick {
+        /// The phase.
+        phase: &'a str,
+        /// Client connections that are still open, where the incumbent says.
+        open_conns: Option<u32>,
+        /// Connections in the accept queues, and how many fit into the smallest, where the kernel says.
+        queue: Option<(u32, u32)>,
+        /// Until the phase's limit.
+        left: Option<Duration>,
+    },
+}
+
+/// What a swap's observer wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// To go on.
+    Continue,
+    /// To undo the handoff, while that is possible.
+    Cancel(String),
+}
+
+impl Supervisor {
+    /// Returns a supervisor for the daemon that answers, or will answer, at this control path.
+    ///
+    /// # Errors
+    ///
+    /// The path cannot be one of a socket.
+    pub fn new(control: impl AsRef<Path>) -> Result<Self> {
+        let control = control.as_ref().to_owned();
+        if control.file_name().is_none() {
+            return Err(Error::Invalid {
+                detail: format!("{} has no file name: expected a socket's path", control.display()),
+            });
+        }
+        Ok(Self { control, listeners: vec![], journal: None })
+    }
+
+    /// Adds a listening socket to pass to successors. A copy is kept; what is wrong with it is said by the handoff.
+    #[must_use]
+    pub fn with_listener(mut self, name: impl Into<String>, fd: impl AsListener) -> Self {
+        self.listeners.push((name.into(), fd.copy()));
+        self
+    }
+
+    /// Writes what happens to the journal at this path.
+    #[must_use]
+    pub fn with_journal(mut self, path: impl Into<PathBuf>) -> Self {
+        self.journal = Some(path.into());
+        self
+    }
+
+    /// Finds out how the handoff ended in whose middle an earlier driver died, and records it. Without a journal, or with
+    /// nothing left open in it, there is nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// The journal cannot be read or written.
+    pub fn resume_from_journal(&self) -> Result<Option<Recovered>> {
+        match &self.journal {
+            Some(path) => recover::recover(path, &self.control),
+            None => Ok(None),
+        }
+    }
+
+    /// Replaces the daemon at the control path.
+    ///
+    /// # Errors
+    ///
+    /// The binary cannot be run, the control path does not answer, a listener or the journal cannot be used. Nothing was begun
+    /// then. How a handoff that was begun ended is an outcome, also when it was rolled back.
+    pub fn perform_handoff(&self, spec: SpawnSpec) -> Result<HandoffOutcome> {
+        self.perform_observed(spec, &mut |_| Wish::Continue)
+    }
+
+    /// As [`perform_handoff`](Self::perform_handoff), and tells an observer what goes on, at least ten times a second. It
+    /// should return soon.
+    ///
+    /// # Errors
+    ///
+    /// As [`perform_handoff`](Self::perform_handoff).
+    pub fn perform_observed(
+        &self,
+        spec: SpawnSpec,
+        observer: &mut dyn FnMut(&Event<'_>) -> Wish,
+    ) -> Result<HandoffOutcome> {
+        let listeners = self.listeners()?;
+        let journal = self.journal.as_ref().map(Journal::open).transpose()?;
+        Drive::new(&self.control, spec, listeners, journal, observer)?.run()
+    }
+
+    fn listeners(&self) -> Result<Vec<(String, OwnedFd)>> {
+        let copy = |(name, fd): &(String, std::io::Result<OwnedFd>)| {
+            fds::check_name(name)?;
+            let unusable = |e: &std::io::Error| {
+                Error::io(format!("copy listener {name}"), std::io::Error::from(e.kind()))
+            };
+            let fd = fd.as_ref().map_err(unusable)?;
+            Ok((name.clone(), fd.try_clone().map_err(|e| unusable(&e))?))
+        };
+        self.listeners.iter().map(copy).collect()
+    }
+
+    /// Returns the journal's path.
+    pub fn journal(&self) -> Option<&Path> {
+        self.journal.as_deref()
+    }
+}
+
+/// A new handoff's id.
+pub(crate) fn new_id() -> String {
+    journal::new_handoff_id()
+}

@@ -1,0 +1,50 @@
+//! What a process finds when it starts: descriptors that were left open for it, and variables that name them.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+/// Takes a variable out of the environment.
+///
+/// A variable that names descriptors must not reach a child, which would adopt whatever has that number there. To be called
+/// before the process starts threads that read the environment through libc.
+pub fn take_var(name: &str) -> Option<OsString> {
+    let value = std::env::var_os(name)?;
+    // SAFETY: std's own readers are excluded by its lock; the contract above excludes the others.
+    unsafe { std::env::remove_var(name) };
+    Some(value)
+}
+
+/// Adopts an inherited descriptor by its number, and makes it close-on-exec.
+///
+/// # Errors
+///
+/// EBADF where nothing is open at that number.
+pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
+    if number < 0 {
+        return Err(nix::errno::Errno::EBADF.into());
+    }
+    // SAFETY: the borrow ends with this function, which only asks and sets a flag; a closed number answers EBADF.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl(borrowed, FcntlArg::F_GETFD)?;
+    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    // SAFETY: it is open, it was named for this process by whoever started it, and the variable that names it is taken out
+    // of the environment, so that it is adopted once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Copies a descriptor that its owner knows by number, close-on-exec.
+///
+/// # Errors
+///
+/// EBADF where nothing is open at that number, EMFILE.
+pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+    if number < 0 {
+        return Err(nix::errno::Errno::EBADF.into());
+    }
+    // SAFETY: the borrow ends with this function; a closed number answers EBADF.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    borrowed.try_clone_to_owned()
+}

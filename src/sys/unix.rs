@@ -1,0 +1,261 @@
+//! Unix stream sockets: pairs, paths, and descriptors that travel with bytes (unix(7), cmsg(3)).
+//!
+//! O_NONBLOCK belongs to the open file description, which a lease shares with whoever else holds it; so no socket here is
+//! ever made non-blocking, and every call that must not block says so for itself (`MSG_DONTWAIT`).
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::sys::socket::{
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    bind, connect, listen, recvmsg, sendmsg, socket, socketpair,
+};
+
+use crate::error::{Error, Result};
+use crate::proto::wire::FDS_MAX;
+
+/// The longest path that fits a socket address, without its terminating zero (`sun_path`, unix(7)).
+pub const PATH_MAX: usize = 107;
+
+/// Returns two connected stream sockets.
+///
+/// # Errors
+///
+/// EMFILE and the like.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?)
+}
+
+/// Connects to a listening socket, without waiting for room in its queue.
+///
+/// # Errors
+///
+/// The path is too long, nothing listens there (`NotFound`, `ConnectionRefused`), or its queue is full (`WouldBlock`).
+pub fn connect_to(path: &Path) -> Result<OwnedFd> {
+    let attempt = || format!("connect to {}", path.display());
+    let address = address(path)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd =
+        socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(|e| Error::io(attempt(), e))?;
+    connect(fd.as_raw_fd(), &address).map_err(|e| Error::io(attempt(), e))?;
+    Ok(fd)
+}
+
+/// A listening socket at a path, and the inode by which it is known there.
+#[derive(Debug)]
+pub struct Bound {
+    fd: OwnedFd,
+    /// Where it was bound, beside the path, until it was put in place.
+    beside: PathBuf,
+    inode: (u64, u64),
+    in_place: bool,
+}
+
+impl Bound {
+    /// Binds a socket beside the path, readable and writable by its owner alone, and listens.
+    ///
+    /// # Errors
+    ///
+    /// The path is too long, its directory is missing or may be written by others, or a system call failed.
+    pub fn beside(path: &Path) -> Result<Self> {
+        let beside = sibling(path)?;
+        check_directory(path)?;
+        let attempt = format!("bind a control socket at {}", beside.display());
+        let address = address(&beside)?;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(|e| Error::io(attempt.clone(), e))?;
+        bind(fd.as_raw_fd(), &address).map_err(|e| Error::io(attempt.clone(), e))?;
+        let mut bound = Self { fd, beside, inode: (0, 0), in_place: false };
+        bound.restrict_and_listen().map_err(|e| Error::io(attempt.clone(), e))?;
+        Ok(bound)
+    }
+
+    fn restrict_and_listen(&mut self) -> io::Result<()> {
+        // Nobody can connect before `listen`, so nobody slips in between the two.
+        std::fs::set_permissions(&self.beside, std::fs::Permissions::from_mode(0o600))?;
+        self.inode = inode(&self.beside)?;
+        Ok(listen(&self.fd, Backlog::MAXCONN)?)
+    }
+
+    /// Renames the socket over the path: from now on connections come here.
+    ///
+    /// # Errors
+    ///
+    /// What rename(2) says.
+    pub fn put_in_place(&mut self, path: &Path) -> Result<()> {
+        std::fs::rename(&self.beside, path)
+            .map_err(|e| Error::io(format!("rename {} to {}", self.beside.display(), path.display()), e))?;
+        self.in_place = true;
+        Ok(())
+    }
+
+    /// Returns whether the path leads to this socket.
+    pub fn is_at(&self, path: &Path) -> bool {
+        inode(path).is_ok_and(|found| found == self.inode)
+    }
+
+    /// Takes one connection, if one waits; never blocks once the socket was polled readable.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE and the like; `WouldBlock` where none waits.
+    pub fn accept(&self) -> io::Result<OwnedFd> {
+        // The description is this process's alone and blocking: look before, as there is no MSG_DONTWAIT for accept4.
+        if !super::poll::wait_one(self.fd.as_fd(), super::poll::Want::Read, Some(std::time::Instant::now()))?
+        {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let fd = nix::sys::socket::accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+        // SAFETY: accept4 has just returned this number, and nothing else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// Removes the path if it leads to this socket; another process may have taken it over.
+    pub fn remove(&self, path: &Path) {
+        if self.is_at(path) {
+            // What cannot be removed is replaced by the next one that binds here.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if !self.in_place && self.is_at(&self.beside) {
+            // Left behind, it would only be litter.
+            let _ = std::fs::remove_file(&self.beside);
+        }
+    }
+}
+
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn address(path: &Path) -> Result<UnixAddr> {
+    let length = path.as_os_str().as_bytes().len();
+    if length > PATH_MAX {
+        let detail = format!(
+            "{} is {length} bytes long and a socket path has room for {PATH_MAX}; use a shorter directory such as /run/NAME",
+            path.display()
+        );
+        return Err(Error::Invalid { detail });
+    }
+    UnixAddr::new(path).map_err(|e| Error::io(format!("use {} as a socket path", path.display()), e))
+}
+
+/// Names of this kind are what a crash between bind and rename can leave; the pid tells whose it was.
+fn sibling(path: &Path) -> Result<PathBuf> {
+    let Some(name) = path.file_name() else {
+        return Err(Error::Invalid {
+            detail: format!("{} has no file name to bind a socket at", path.display()),
+        });
+    };
+    let mut beside = std::ffi::OsString::from(".");
+    beside.push(name);
+    beside.push(format!(".{}", std::process::id()));
+    let beside = path.with_file_name(beside);
+    // A process of the same pid died here; sockets at such names are nobody else's.
+    let _ = std::fs::remove_file(&beside);
+    Ok(beside)
+}
+
+fn check_directory(path: &Path) -> Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let meta =
+        std::fs::metadata(dir).map_err(|e| Error::io(format!("use the directory {}", dir.display()), e))?;
+    let own_group = meta.gid() == nix::unistd::getegid().as_raw();
+    let others = if own_group { 0o002 } else { 0o022 };
+    if meta.mode() & others == 0 {
+        return Ok(());
+    }
+    let detail = format!(
+        "others may write to {}, the directory of the control socket {}; use one of its own: mkdir -m 700 /run/NAME",
+        dir.display(),
+        path.display()
+    );
+    Err(Error::Invalid { detail })
+}
+
+fn inode(path: &Path) -> io::Result<(u64, u64)> {
+    let stat = nix::sys::stat::fstatat(nix::fcntl::AT_FDCWD, path, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Sends bytes and, with the first of them, descriptors. Returns how many bytes went; never blocks.
+///
+/// # Errors
+///
+/// `WouldBlock`, EPIPE and ECONNRESET where the peer is gone, EMSGSIZE for more than [`FDS_MAX`] descriptors.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    if fds.len() > FDS_MAX {
+        return Err(Errno::EMSGSIZE.into());
+    }
+    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    loop {
+        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None) {
+            Err(Errno::EINTR) => {}
+            sent => return Ok(sent?),
+        }
+    }
+}
+
+/// What came in one receive.
+#[derive(Debug, Default)]
+pub struct Received {
+    /// How many bytes; none at the end.
+    pub bytes: usize,
+    /// The descriptors, close-on-exec.
+    pub fds: Vec<OwnedFd>,
+    /// Whether descriptors were sent that did not fit, and are lost (`MSG_CTRUNC`).
+    pub truncated: bool,
+}
+
+/// Receives bytes and descriptors; never blocks.
+///
+/// # Errors
+///
+/// `WouldBlock`; ECONNRESET where the peer closed with something unread.
+pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut control = nix::cmsg_space!([RawFd; FDS_MAX]);
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    loop {
+        let mut iov = [IoSliceMut::new(buffer)];
+        let message = match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), flags) {
+            Err(Errno::EINTR) => continue,
+            message => message?,
+        };
+        let mut received = Received {
+            bytes: message.bytes,
+            fds: vec![],
+            truncated: message.flags.contains(MsgFlags::MSG_CTRUNC),
+        };
+        if !received.truncated {
+            for item in message.cmsgs()? {
+                if let ControlMessageOwned::ScmRights(raw) = item {
+                    // SAFETY: the kernel has just installed these numbers for this call, and nothing else knows them.
+                    received.fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                }
+            }
+        }
+        return Ok(received);
+    }
+}
+
+/// Returns the effective user of this process.
+pub fn effective_uid() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
