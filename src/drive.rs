@@ -453,6 +453,7 @@ impl<'a> Drive<'a> {
             Action::PassLease => self.pass_lease(),
             Action::CloseLease => self.lease = None,
             Action::Dismiss(reason) => self.dismiss(reason),
+            Action::KillSuccessor => self.kill_successor(),
             Action::FenceIncumbent => self.fence_incumbent(),
             Action::Inquire => {
                 let outcome = recover::inquire(self.control, &self.parties());
@@ -496,6 +497,7 @@ impl<'a> Drive<'a> {
         let length = match (timer, &self.machine.phase) {
             (Timer::Answer, _) => ANSWER,
             (Timer::WarmUp, _) => self.spec.warm_up,
+            (Timer::Dismissal, _) => DISMISSAL,
             (Timer::Silence, Phase::Baking) => {
                 self.spec.bake.unwrap_or_default() + self.spec.stand_by + MARGIN
             }
@@ -603,14 +605,21 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Sees the successor end: told first, then killed.
+    /// Tells the successor to go; where there is none, or none any more, that is the next input.
     fn dismiss(&mut self, reason: Reason) {
-        let Some(mut successor) = self.successor.take() else { return };
-        if let Some(channel) = &mut successor.channel {
-            // One that does not listen is killed below.
-            let _ = channel.send(&Message::Dismissed { reason }, &[]);
+        match self.successor.as_mut().and_then(|successor| successor.channel.as_mut()) {
+            // One that does not listen is killed when its time is up.
+            Some(channel) => drop(channel.send(&Message::Dismissed { reason }, &[])),
+            None => self.inputs.push_back(Input::SuccessorLost),
         }
-        successor.end();
+    }
+
+    fn kill_successor(&mut self) {
+        if let Some(successor) = &self.successor {
+            tracing::warn!(pid = successor.child.id(), "the successor does not go: killing it");
+            successor.kill();
+        }
+        self.successor_lost();
     }
 
     fn parties(&self) -> Parties {
@@ -636,7 +645,7 @@ impl<'a> Drive<'a> {
         self.measure();
         self.note_end(&outcome);
         let committed = outcome == Outcome::Committed;
-        let child = self.successor.take().map(|successor| successor.child).filter(|_| committed);
+        let child = self.successor.take().and_then(|successor| successor.end(committed));
         Ok(HandoffOutcome {
             handoff_id: self.handoff,
             committed,
@@ -700,19 +709,26 @@ impl Successor {
         }
     }
 
-    fn end(mut self) {
-        let told = Instant::now() + DISMISSAL;
-        if !self.leader.wait_dead(told).unwrap_or(false) {
+    /// Hands the child over if it serves. Otherwise it has ended, and what it has started ends too.
+    fn end(mut self, serves: bool) -> Option<Child> {
+        if serves {
+            return Some(self.child);
+        }
+        if !self.leader.wait_dead(Instant::now() + DISMISSAL).unwrap_or(false) {
             tracing::warn!(pid = self.child.id(), "the successor does not go: killing it");
         }
-        // Also where it is dead: what it has started is not.
+        self.kill();
+        // Reaps it; if it still lives, somebody else has to.
+        let _ = self.child.try_wait();
+        None
+    }
+
+    fn kill(&self) {
         match tree::kill(Some(&self.leader), &self.tree, Instant::now() + DISMISSAL) {
             Ok(killed) if killed.left.is_empty() => {}
             Ok(killed) => tracing::error!(left = ?killed.left, "processes of the successor are left over"),
             Err(e) => tracing::error!(error = %e, "unable to kill the successor's tree"),
         }
-        // Reaps it; if it still lives, somebody else has to.
-        let _ = self.child.try_wait();
     }
 }
 
