@@ -2,7 +2,9 @@
 
 use handoff::drainable::{ReadinessSnapshot, SealReport};
 use handoff::proto::driver::{Outcome, Phase as DriverPhase, Refusal};
-use handoff::proto::incumbent::{End, Machine as Incumbent, Opened, Phase as IncumbentPhase, Run as IncumbentRun};
+use handoff::proto::incumbent::{
+    End, Machine as Incumbent, Opened, Phase as IncumbentPhase, Run as IncumbentRun,
+};
 use handoff::proto::successor::{Machine as Successor, Phase as SuccessorPhase, Title, Trial};
 use handoff::proto::{Reason, Terms};
 
@@ -63,10 +65,21 @@ pub fn incumbent_code(phase: &IncumbentPhase) -> u8 {
     }
 }
 
+/// The successor's phases, by name where the world asks for them.
+pub const WAITING: u8 = 0;
+pub const SERVING_ON_TRIAL: u8 = 9;
+pub const BINDING_ON_TRIAL: u8 = 11;
+pub const ON_TRIAL: u8 = 12;
+pub const FINALIZING: u8 = 13;
+pub const STEPPING_DOWN: u8 = 14;
+pub const PROMOTED: u8 = 15;
+pub const LOCK_HELD: u8 = 16;
+pub const TOO_LATE: u8 = 17;
+
 pub fn successor_phase(code: u8) -> SuccessorPhase {
     use SuccessorPhase as P;
     match code {
-        0 => P::Waiting,
+        WAITING => P::Waiting,
         1 => P::Locking(Title::Lease),
         2 => P::Locking(Title::Crash),
         3 => P::Opening(Title::Lease),
@@ -74,16 +87,17 @@ pub fn successor_phase(code: u8) -> SuccessorPhase {
         5 => P::Announced,
         6 => P::Recording(Trial::No),
         7 => P::Recording(Trial::Yes),
-        8 => P::Binding(Trial::No),
-        9 => P::Binding(Trial::Yes),
-        10 => P::Serving,
-        11 => P::OnTrial,
-        12 => P::Finalizing,
-        13 => P::SteppingDown(REASON),
-        14 => P::Promoted,
-        15 => P::Gone(Reason::LockHeld),
-        16 => P::Gone(Reason::TooLate { expected: 0, found: 0 }),
-        17 => P::Gone(Reason::Failed { detail: String::new() }),
+        8 => P::Serving(Trial::No),
+        SERVING_ON_TRIAL => P::Serving(Trial::Yes),
+        10 => P::Binding(Trial::No),
+        BINDING_ON_TRIAL => P::Binding(Trial::Yes),
+        ON_TRIAL => P::OnTrial,
+        FINALIZING => P::Finalizing,
+        STEPPING_DOWN => P::SteppingDown(REASON),
+        PROMOTED => P::Promoted,
+        LOCK_HELD => P::Gone(Reason::LockHeld),
+        TOO_LATE => P::Gone(Reason::TooLate { expected: 0, found: 0 }),
+        18 => P::Gone(Reason::Failed { detail: String::new() }),
         _ => P::Gone(REASON),
     }
 }
@@ -91,7 +105,7 @@ pub fn successor_phase(code: u8) -> SuccessorPhase {
 pub fn successor_code(phase: &SuccessorPhase) -> u8 {
     use SuccessorPhase as P;
     match phase {
-        P::Waiting => 0,
+        P::Waiting => WAITING,
         P::Locking(Title::Lease) => 1,
         P::Locking(Title::Crash) => 2,
         P::Opening(Title::Lease) => 3,
@@ -99,19 +113,28 @@ pub fn successor_code(phase: &SuccessorPhase) -> u8 {
         P::Announced => 5,
         P::Recording(Trial::No) => 6,
         P::Recording(Trial::Yes) => 7,
-        P::Binding(Trial::No) => 8,
-        P::Binding(Trial::Yes) => 9,
-        P::Serving => 10,
-        P::OnTrial => 11,
-        P::Finalizing => 12,
-        P::SteppingDown(_) => 13,
-        P::Promoted => 14,
-        P::Gone(Reason::LockHeld) => 15,
-        P::Gone(Reason::TooLate { .. }) => 16,
-        P::Gone(Reason::Failed { .. }) => 17,
-        P::Gone(_) => 18,
+        P::Serving(Trial::No) => 8,
+        P::Serving(Trial::Yes) => SERVING_ON_TRIAL,
+        P::Binding(Trial::No) => 10,
+        P::Binding(Trial::Yes) => BINDING_ON_TRIAL,
+        P::OnTrial => ON_TRIAL,
+        P::Finalizing => FINALIZING,
+        P::SteppingDown(_) => STEPPING_DOWN,
+        P::Promoted => PROMOTED,
+        P::Gone(Reason::LockHeld) => LOCK_HELD,
+        P::Gone(Reason::TooLate { .. }) => TOO_LATE,
+        P::Gone(Reason::Failed { .. }) => 18,
+        P::Gone(_) => 19,
     }
 }
+
+/// The driver's phases, by name where the world asks for them.
+pub const DECIDING: u8 = 6;
+pub const ORPHANED: u8 = 8;
+pub const DONE: u8 = 13;
+pub const DONE_COMMITTED: u8 = DONE;
+pub const DONE_ROLLED_BACK: u8 = DONE + 1;
+pub const DONE_NOTHING_SERVING: u8 = DONE + 2;
 
 pub fn driver_phase(code: u8) -> DriverPhase {
     use DriverPhase as P;
@@ -122,15 +145,18 @@ pub fn driver_phase(code: u8) -> DriverPhase {
         3 => P::Draining,
         4 => P::Sealing,
         5 => P::Aborting(REASON),
-        6 => P::Deciding,
+        DECIDING => P::Deciding,
         7 => P::Baking,
-        8 => P::Orphaned,
+        ORPHANED => P::Orphaned,
         9 => P::Inquiring,
-        10 => P::Done(Outcome::Committed),
-        11 => P::Done(Outcome::RolledBack(REASON)),
-        12 => P::Done(Outcome::Refused(Refusal::Lost)),
-        13 => P::Done(Outcome::NothingServing(String::new())),
-        _ => P::Done(Outcome::Undecided(String::new())),
+        10 => P::Dismissing(Outcome::RolledBack(REASON)),
+        11 => P::Dismissing(Outcome::NothingServing(String::new())),
+        12 => P::Dismissing(Outcome::Undecided(String::new())),
+        DONE_COMMITTED => P::Done(Outcome::Committed),
+        DONE_ROLLED_BACK => P::Done(Outcome::RolledBack(REASON)),
+        DONE_NOTHING_SERVING => P::Done(Outcome::NothingServing(String::new())),
+        16 => P::Done(Outcome::Undecided(String::new())),
+        _ => P::Done(Outcome::Refused(Refusal::Lost)),
     }
 }
 
@@ -143,15 +169,19 @@ pub fn driver_code(phase: &DriverPhase) -> u8 {
         P::Draining => 3,
         P::Sealing => 4,
         P::Aborting(_) => 5,
-        P::Deciding => 6,
+        P::Deciding => DECIDING,
         P::Baking => 7,
-        P::Orphaned => 8,
+        P::Orphaned => ORPHANED,
         P::Inquiring => 9,
-        P::Done(Outcome::Committed) => 10,
-        P::Done(Outcome::RolledBack(_)) => 11,
-        P::Done(Outcome::Refused(_)) => 12,
-        P::Done(Outcome::NothingServing(_)) => 13,
-        P::Done(Outcome::Undecided(_)) => 14,
+        P::Dismissing(Outcome::RolledBack(_)) => 10,
+        P::Dismissing(Outcome::NothingServing(_)) => 11,
+        P::Dismissing(Outcome::Undecided(_)) => 12,
+        P::Dismissing(other) => unreachable!("a driver dismisses nobody when it is {other:?}"),
+        P::Done(Outcome::Committed) => DONE_COMMITTED,
+        P::Done(Outcome::RolledBack(_)) => DONE_ROLLED_BACK,
+        P::Done(Outcome::NothingServing(_)) => DONE_NOTHING_SERVING,
+        P::Done(Outcome::Undecided(_)) => 16,
+        P::Done(Outcome::Refused(_)) => 17,
     }
 }
 

@@ -124,7 +124,10 @@ impl Rule {
     /// The rule's number in the protocol's description.
     pub fn number(self) -> u8 {
         match self {
-            Self::DeadlineEndsAtGrant | Self::DeadlineRuns | Self::NothingBeforeGrant | Self::GrantCompares => 1,
+            Self::DeadlineEndsAtGrant
+            | Self::DeadlineRuns
+            | Self::NothingBeforeGrant
+            | Self::GrantCompares => 1,
             Self::DriverClosesLease | Self::DriverHasNoFurtherRole => 2,
             Self::WritesAreJoined
             | Self::SealSyncs
@@ -243,13 +246,15 @@ pub fn successor_row(
     use successor::{Input, Row};
     let right = machine.row(input);
     match (without, &machine.phase, input) {
-        (Some(Rule::NothingBeforeGrant), SuccessorPhase::Opening(Title::Lease), Input::Opened(opened)) => Row::Go(
-            SuccessorPhase::Recording(Trial::No),
-            vec![
-                SuccessorDo::Send(successor::Message::Ready(opened.clone())),
-                SuccessorDo::Persist(Trial::No),
-            ],
-        ),
+        (Some(Rule::NothingBeforeGrant), SuccessorPhase::Opening(Title::Lease), Input::Opened(opened)) => {
+            Row::Go(
+                SuccessorPhase::Recording(Trial::No),
+                vec![
+                    SuccessorDo::Send(successor::Message::Ready(opened.clone())),
+                    SuccessorDo::Persist(Trial::No),
+                ],
+            )
+        }
         (Some(Rule::DriverHasNoFurtherRole), phase, Input::ChannelLost)
             if !matches!(phase, SuccessorPhase::Promoted | SuccessorPhase::Gone(_)) =>
         {
@@ -278,7 +283,9 @@ pub fn driver_row(without: Option<Rule>, machine: &driver::Machine, input: &driv
         (Some(Rule::DriverClosesLease), DriverPhase::Sealing, Input::Sealed) => {
             Row::Go(DriverPhase::Deciding, vec![DriverDo::PassLease])
         }
-        (Some(Rule::DriverFences), DriverPhase::Sealing | DriverPhase::Deciding, Input::Expired(_)) => Row::Ignore,
+        (Some(Rule::DriverFences), DriverPhase::Sealing | DriverPhase::Deciding, Input::Expired(_)) => {
+            Row::Ignore
+        }
         _ => right,
     }
 }

@@ -19,8 +19,13 @@ pub fn path(path: Path<State, Move>) -> String {
 }
 
 fn line(s: &State) -> String {
-    let daemons: Vec<String> =
-        s.daemons.iter().enumerate().filter(|(_, d)| d.life != Life::Absent).map(|(i, d)| daemon(i, d)).collect();
+    let daemons: Vec<String> = s
+        .daemons
+        .iter()
+        .enumerate()
+        .filter(|(_, d)| d.life != Life::Absent)
+        .map(|(i, d)| daemon(i, d))
+        .collect();
     let drivers: Vec<String> = s
         .drivers
         .iter()

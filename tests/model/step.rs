@@ -112,6 +112,7 @@ pub const SUCCESSOR_SILENCE: u8 = 5;
 pub const ANSWER: u8 = 0;
 pub const WARM_UP: u8 = 1;
 pub const DRIVER_SILENCE: u8 = 2;
+pub const DISMISSAL: u8 = 3;
 
 /// The control connection of a person.
 const OPERATOR: u64 = 9;
@@ -131,6 +132,7 @@ fn driver_timer(timer: driver::Timer) -> u8 {
         driver::Timer::Answer => ANSWER,
         driver::Timer::WarmUp => WARM_UP,
         driver::Timer::Silence => DRIVER_SILENCE,
+        driver::Timer::Dismissal => DISMISSAL,
     }
 }
 
@@ -142,8 +144,8 @@ const INCUMBENT_TIMERS: [incumbent::Timer; 5] = [
     incumbent::Timer::Retry,
 ];
 
-const DRIVER_TIMERS: [driver::Timer; 3] =
-    [driver::Timer::Answer, driver::Timer::WarmUp, driver::Timer::Silence];
+const DRIVER_TIMERS: [driver::Timer; 4] =
+    [driver::Timer::Answer, driver::Timer::WarmUp, driver::Timer::Silence, driver::Timer::Dismissal];
 
 impl System {
     /// Lists what may happen next.
@@ -287,18 +289,20 @@ impl System {
         if driver.lease.successor && !driver.lease.to_client.is_empty() {
             moves.push(Move::SuccessorReadsLease(code));
         }
+        let incumbent_dead = !s.daemons[driver.lease.server as usize].alive();
+        if incumbent_dead
+            && (!driver.lease.successor || driver.lease.to_client.is_empty())
+            && self.successor_heeds(s, i, &successor::Input::IncumbentLost)
+        {
+            moves.push(Move::IncumbentSeenDead(code));
+            // One that waits looks at the pidfd before the channel: whatever the driver says or does not say any more,
+            // nobody else is there to serve.
+            if phase == pack::WAITING {
+                return;
+            }
+        }
         if !driver.channel.to_successor.is_empty() {
             moves.push(Move::SuccessorReadsChannel(code));
-        }
-        let incumbent_dead = !s.daemons[driver.lease.server as usize].alive();
-        if incumbent_dead && (!driver.lease.successor || driver.lease.to_client.is_empty()) {
-            if self.successor_heeds(s, i, &successor::Input::IncumbentLost) {
-                moves.push(Move::IncumbentSeenDead(code));
-                // In this phase the incumbent's death is fed in before the channel's end.
-                if phase == 0 {
-                    return;
-                }
-            }
         }
         let channel_ended = matches!(driver.life, Life::Gone(_)) && driver.channel.to_successor.is_empty();
         if channel_ended && self.successor_heeds(s, i, &successor::Input::ChannelLost) {
@@ -307,7 +311,7 @@ impl System {
         // Longer than the incumbent's deadline or trial: it ends only where the incumbent does not run. While waiting, it
         // is longer than all that a driver does, and ends only where the driver does not run.
         let silent = match phase {
-            0 => driver.life != Life::Running,
+            pack::WAITING => driver.life != Life::Running,
             _ => s.daemons[driver.lease.server as usize].life != Life::Running,
         };
         if s.daemons[i].armed(SUCCESSOR_SILENCE) && silent {
@@ -328,7 +332,7 @@ impl System {
             }
             return;
         }
-        if driver.lease.driver && driver.phase != DECIDING {
+        if driver.lease.driver && driver.phase != pack::DECIDING {
             if !driver.lease.to_client.is_empty() {
                 moves.push(Move::DriverReadsLease(me));
             } else if !s.server_open(d) && self.driver_heeds(s, d, &driver::Input::LeaseLost) {
@@ -337,7 +341,7 @@ impl System {
         }
         if !driver.channel.to_driver.is_empty() {
             moves.push(Move::DriverReadsChannel(me));
-        } else if matches!(s.daemons[successor_of(d)].life, Life::Gone(_))
+        } else if !s.daemons[successor_of(d)].alive()
             && self.driver_heeds(s, d, &driver::Input::SuccessorLost)
         {
             moves.push(Move::DriverSeesChildDead(me));
@@ -542,7 +546,14 @@ impl System {
     }
 
     /// Remembers from where a handoff is being undone, and tells when it has been.
-    fn note_incumbent(&self, s: &mut State, i: usize, before: u8, machine: &incumbent::Machine, from: u8) -> u8 {
+    fn note_incumbent(
+        &self,
+        s: &mut State,
+        i: usize,
+        before: u8,
+        machine: &incumbent::Machine,
+        from: u8,
+    ) -> u8 {
         use incumbent::Phase as P;
         let after = pack::incumbent_code(&machine.phase);
         let undoing = |code: u8| (12..=16).contains(&code);
@@ -703,7 +714,7 @@ impl System {
         let before = s.drivers[d].phase;
         let actions = machine.apply(row);
         s.drivers[d].phase = pack::driver_code(&machine.phase);
-        if before < 10 && s.drivers[d].phase >= 10 {
+        if before < pack::DONE && s.drivers[d].phase >= pack::DONE {
             judge_outcome(s, d);
         }
         for action in actions {
@@ -800,11 +811,11 @@ impl System {
                 let why = incumbent_end(s, i);
                 end(s, Who::Daemon(i as u8), why);
             }
-            Role::Successor { phase: 15.., .. } => {
+            Role::Successor { phase: pack::LOCK_HELD.., .. } => {
                 let why = successor_end(s, i);
                 end(s, Who::Daemon(i as u8), why);
             }
-            Role::Successor { phase: 14, .. } => promote(s, i),
+            Role::Successor { phase: pack::PROMOTED, .. } => promote(s, i),
             _ => {}
         }
     }
@@ -1010,7 +1021,7 @@ impl System {
         if daemon.serving || !self.is_without(Rule::SealSyncs) {
             s.disk.synced = s.disk.written;
         }
-        let on_trial = matches!(daemon.role, Role::Successor { phase: 11..=13, .. });
+        let on_trial = matches!(daemon.role, Role::Successor { phase, .. } if is_trial(phase));
         if !on_trial {
             s.disk.format = daemon.program;
         }
@@ -1032,7 +1043,7 @@ impl System {
             }
             s.drivers[d].todo.pop();
         }
-        if s.drivers[d].phase >= 10 {
+        if s.drivers[d].phase >= pack::DONE {
             end(s, Who::Driver(d as u8), End::Relieved);
         }
     }
@@ -1098,14 +1109,24 @@ impl System {
     }
 }
 
-const DECIDING: u8 = 6;
+/// Whether a successor in this phase may write, but only in the format of its predecessor.
+pub fn is_trial(phase: u8) -> bool {
+    matches!(
+        phase,
+        pack::SERVING_ON_TRIAL
+            | pack::BINDING_ON_TRIAL
+            | pack::ON_TRIAL
+            | pack::FINALIZING
+            | pack::STEPPING_DOWN
+    )
+}
 
 fn operator_moves(s: &State, i: usize, moves: &mut Vec<Move>) {
     match s.daemons[i].role {
         Role::Incumbent { phase: 1.., .. } if s.daemons[i].idle() => {
             moves.push(Move::OperatorAborts(i as u8));
         }
-        Role::Successor { phase: 11, .. } if s.daemons[i].idle() => {
+        Role::Successor { phase: pack::ON_TRIAL, .. } if s.daemons[i].idle() => {
             moves.push(Move::OperatorAborts(i as u8));
         }
         _ => {}
@@ -1128,14 +1149,16 @@ fn driver_timer_may_end(s: &State, d: usize, timer: u8) -> bool {
     let successor_runs = s.daemons[successor_of(d)].life == Life::Running;
     match timer {
         WARM_UP => true,
-        DRIVER_SILENCE if driver.phase == 8 => !successor_runs,
+        DRIVER_SILENCE if driver.phase == pack::ORPHANED => !successor_runs,
+        DISMISSAL => !successor_runs,
         _ => !incumbent_runs,
     }
 }
 
 /// A supervisor restarts what died: no incumbent is there, and nobody has the lock.
 fn may_restart(s: &State) -> bool {
-    let incumbents = s.daemons.iter().filter(|d| d.alive() && matches!(d.role, Role::Incumbent { .. })).count();
+    let incumbents =
+        s.daemons.iter().filter(|d| d.alive() && matches!(d.role, Role::Incumbent { .. })).count();
     incumbents == 0 && s.lock.is_none() && s.daemons[RESTARTED].life == Life::Absent
 }
 
@@ -1151,7 +1174,9 @@ fn queue_incumbent(s: &mut State, i: usize, lease: Option<u8>, action: &Incumben
             let lease = lease.expect("an incumbent sends only in a run");
             todo.push(Do::Reply(lease, incumbent_msg(message)));
         }
-        IncumbentDo::CloseLease => todo.push(Do::HangUp(lease.expect("an incumbent hangs up only after a run"))),
+        IncumbentDo::CloseLease => {
+            todo.push(Do::HangUp(lease.expect("an incumbent hangs up only after a run")))
+        }
         IncumbentDo::Arm(timer) => todo.push(Do::Arm(incumbent_timer(*timer))),
         IncumbentDo::Disarm(timer) => todo.push(Do::Disarm(incumbent_timer(*timer))),
         IncumbentDo::CallDrain => todo.push(Do::Call(Hook::Drain)),
@@ -1230,10 +1255,8 @@ fn queue_driver(s: &mut State, d: usize, action: &DriverDo) {
         DriverDo::Spawn => todo.push(Do::Spawn),
         DriverDo::PassLease => todo.push(Do::PassLease),
         DriverDo::CloseLease => todo.push(Do::CloseLease),
-        DriverDo::Dismiss(_) => {
-            todo.push(Do::TellDismissed);
-            todo.push(Do::KillSuccessor);
-        }
+        DriverDo::Dismiss(_) => todo.push(Do::TellDismissed),
+        DriverDo::KillSuccessor => todo.push(Do::KillSuccessor),
         DriverDo::FenceIncumbent => todo.push(Do::FenceIncumbent),
         DriverDo::Inquire => todo.push(Do::Inquire),
         DriverDo::Arm(timer) => todo.push(Do::Arm(driver_timer(*timer))),
@@ -1430,9 +1453,9 @@ fn successor_end(s: &State, i: usize) -> End {
         _ if daemon.faulty => End::Fault,
         _ if daemon.told => End::Relieved,
         // A process that only inherited the lock keeps it: named in the known limits.
-        15 if s.lock_leaked() => End::Relieved,
+        pack::LOCK_HELD if s.lock_leaked() => End::Relieved,
         // Somebody came later and owned the data.
-        16 => End::Relieved,
+        pack::TOO_LATE => End::Relieved,
         _ => heir(s, i),
     }
 }
@@ -1479,7 +1502,7 @@ fn lose_last(s: &mut State, who: Who) -> bool {
     match who {
         Who::Driver(d) => {
             let driver = &mut s.drivers[d as usize];
-            if driver.lease.driver {
+            if driver.lease.driver && driver.phase < pack::DECIDING {
                 lost |= driver.lease.to_server.pop_last().is_some();
             }
             lost |= driver.channel.to_successor.pop_last().is_some();
@@ -1537,8 +1560,14 @@ fn judge_fence(s: &mut State, d: usize) {
 /// A successor that leaves by itself while the incumbent counts on it has to have a reason.
 fn note_departure(s: &mut State, i: usize, before: u8, after: &successor::Phase) {
     let successor::Phase::Gone(reason) = after else { return };
+    judge_departure(s, i, before, reason);
+    // Whether it may go is decided here; what dies before it has gone is another matter.
+    s.daemons[i].told |= heir(s, i) == End::Relieved;
+}
+
+fn judge_departure(s: &mut State, i: usize, before: u8, reason: &Reason) {
     let failed = matches!(reason, Reason::Failed { .. }) || s.daemons[i].faulty;
-    if before == 0 || before >= 15 || s.daemons[i].told || failed {
+    if before == pack::WAITING || before >= pack::PROMOTED || s.daemons[i].told || failed {
         return;
     }
     let server = s.drivers[driver_of(i)].lease.server as usize;
@@ -1554,9 +1583,9 @@ fn judge_outcome(s: &mut State, d: usize) {
     let made_final = s.disk.made_final & (1 << d) != 0;
     let serving = s.daemons.iter().any(|daemon| daemon.life == Life::Running && daemon.serving);
     let wrong = match s.drivers[d].phase {
-        10 => !made_final,
-        11 => made_final,
-        13 => serving,
+        pack::DONE_COMMITTED => !made_final,
+        pack::DONE_ROLLED_BACK => made_final,
+        pack::DONE_NOTHING_SERVING => serving,
         _ => false,
     };
     if wrong {

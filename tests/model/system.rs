@@ -6,7 +6,7 @@ use stateright::{Model, Property};
 
 use crate::pack;
 use crate::rules::Rule;
-use crate::step::Move;
+use crate::step::{Move, is_trial};
 use crate::world::*;
 
 /// The shipped machines in a world of limited faults.
@@ -48,13 +48,15 @@ impl Event {
         // Prepared to SteppingDown, but for Unlocking: there, a failure of the unlock is the only way back.
         all.extend((1..=11).filter(|phase| *phase != 5).map(Self::RolledBackFrom));
         // Waiting, Locking and Opening with a lease, Announced, OnTrial. Later ones need not heed it.
-        all.extend([0, 3, 5, 11].map(Self::CarriedOnFrom));
+        all.extend([pack::WAITING, 3, 5, pack::ON_TRIAL].map(Self::CarriedOnFrom));
         all
     }
 
     pub fn name(self) -> String {
         match self {
-            Self::RolledBackFrom(phase) => format!("rolled back from {}", pack::incumbent_phase(phase).name()),
+            Self::RolledBackFrom(phase) => {
+                format!("rolled back from {}", pack::incumbent_phase(phase).name())
+            }
             Self::CarriedOnFrom(phase) => {
                 format!("carried on alone from {}", pack::successor_phase(phase).name())
             }
@@ -157,7 +159,7 @@ impl System {
     fn rests(&self, s: &State, kind: impl Fn(Move) -> bool) -> bool {
         let mut moves = Vec::new();
         self.moves(s, &mut moves);
-        s.broken != 0 || !moves.iter().any(|step| step.is_protocol() && kind(*step))
+        s.broken == 0 && !moves.iter().any(|step| step.is_protocol() && kind(*step))
     }
 }
 
@@ -215,8 +217,8 @@ fn starts_right(system: &System, s: &State) -> bool {
 /// While a trial becomes final, either program is right; during it the previous one; without one, who serves.
 fn expects(s: &State, daemon: &Daemon, starts: u8) -> bool {
     match daemon.role {
-        Role::Successor { phase: 12, .. } => true,
-        Role::Successor { phase: 11 | 13, .. } => starts == s.disk.owner,
+        Role::Successor { phase: pack::FINALIZING, .. } => true,
+        Role::Successor { phase, .. } if is_trial(phase) => starts == s.disk.owner,
         _ => starts == daemon.program,
     }
 }

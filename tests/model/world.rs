@@ -235,7 +235,7 @@ pub struct Daemon {
     pub faulty: bool,
     /// The incumbent granted it, or was seen dead by it.
     pub granted: bool,
-    /// The incumbent told it to go.
+    /// The incumbent told it to go, or it decided to while somebody else was there.
     pub told: bool,
     /// What it said that it opened is true, and is all there was.
     pub opened_all: bool,
