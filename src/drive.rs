@@ -189,9 +189,6 @@ impl<'a> Drive<'a> {
     // ---- Waiting.
 
     fn wait(&mut self) -> Result<()> {
-        if self.expire() {
-            return Ok(());
-        }
         let mut sources: Vec<(Source, BorrowedFd<'_>, Want)> = vec![];
         let channels = [(Source::Lease, self.lease.as_ref()), (Source::Watch, self.watch.as_ref())];
         let to_successor = self.successor.as_ref().and_then(|successor| successor.channel.as_ref());
@@ -215,6 +212,10 @@ impl<'a> Drive<'a> {
         for source in ready {
             self.attend(source);
         }
+        // Last: a driver that was stopped for a while finds its answers before it finds that they are late.
+        if self.inputs.is_empty() {
+            self.expire();
+        }
         self.tick();
         Ok(())
     }
@@ -229,12 +230,12 @@ impl<'a> Drive<'a> {
             && self.served.is_none()
     }
 
-    fn expire(&mut self) -> bool {
+    fn expire(&mut self) {
         let now = Instant::now();
-        let Some(at) = self.timers.iter().position(|(_, at)| *at <= now) else { return false };
-        let (timer, _) = self.timers.remove(at);
-        self.inputs.push_back(Input::Expired(timer));
-        true
+        if let Some(at) = self.timers.iter().position(|(_, at)| *at <= now) {
+            let (timer, _) = self.timers.remove(at);
+            self.inputs.push_back(Input::Expired(timer));
+        }
     }
 
     fn attend(&mut self, source: Source) {

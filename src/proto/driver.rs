@@ -282,7 +282,9 @@ impl Machine {
             P::Warming | P::Rearming | P::Draining | P::Sealing => {
                 Go(P::Orphaned, vec![CloseLease, Arm(Timer::Silence)])
             }
-            P::Aborting(reason) => inquire(reason.clone()),
+            P::Aborting(reason) => {
+                Go(P::Orphaned, vec![CloseLease, Arm(Timer::Silence), Dismiss(reason.clone())])
+            }
             P::Deciding | P::Baking | P::Orphaned | P::Inquiring | P::Dismissing(_) | P::Done(_) => Ignore,
         }
     }

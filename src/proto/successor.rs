@@ -307,6 +307,11 @@ impl Machine {
             (P::Finalizing, Input::Persisted) => Go(P::Promoted, vec![Send(M::Done), Tell(News::Done)]),
             (P::SteppingDown(r), Input::SteppedDown) => Go(P::Gone(r.clone()), vec![Send(M::SteppedDown)]),
             (P::Gone(_), _) => Ignore,
+            // It may still write: the lock goes with the process and not before it.
+            (
+                P::Serving(_) | P::Binding(_) | P::OnTrial | P::Finalizing | P::SteppingDown(_),
+                Input::Failed(detail),
+            ) => leave(Reason::Failed { detail: detail.clone() }),
             (_, Input::Failed(detail)) => give_up(Reason::Failed { detail: detail.clone() }),
             _ => Impossible,
         }
@@ -315,6 +320,10 @@ impl Machine {
 
 fn give_up(reason: Reason) -> Row {
     Go(P::Gone(reason.clone()), vec![Unlock, Tell(News::Failed(reason))])
+}
+
+fn leave(reason: Reason) -> Row {
+    Go(P::Gone(reason.clone()), vec![Tell(News::Failed(reason))])
 }
 
 fn unexpected(word: &Input, phase: &Phase) -> Reason {

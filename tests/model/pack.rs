@@ -131,10 +131,11 @@ pub fn successor_code(phase: &SuccessorPhase) -> u8 {
 /// The driver's phases, by name where the world asks for them.
 pub const DECIDING: u8 = 6;
 pub const ORPHANED: u8 = 8;
+pub const INQUIRING: u8 = 9;
+pub const DISMISSING: u8 = 10;
+pub const DISMISSING_NOTHING_SERVING: u8 = 11;
 pub const DONE: u8 = 13;
 pub const DONE_COMMITTED: u8 = DONE;
-pub const DONE_ROLLED_BACK: u8 = DONE + 1;
-pub const DONE_NOTHING_SERVING: u8 = DONE + 2;
 
 pub fn driver_phase(code: u8) -> DriverPhase {
     use DriverPhase as P;
@@ -148,13 +149,13 @@ pub fn driver_phase(code: u8) -> DriverPhase {
         DECIDING => P::Deciding,
         7 => P::Baking,
         ORPHANED => P::Orphaned,
-        9 => P::Inquiring,
-        10 => P::Dismissing(Outcome::RolledBack(REASON)),
-        11 => P::Dismissing(Outcome::NothingServing(String::new())),
+        INQUIRING => P::Inquiring,
+        DISMISSING => P::Dismissing(Outcome::RolledBack(REASON)),
+        DISMISSING_NOTHING_SERVING => P::Dismissing(Outcome::NothingServing(String::new())),
         12 => P::Dismissing(Outcome::Undecided(String::new())),
         DONE_COMMITTED => P::Done(Outcome::Committed),
-        DONE_ROLLED_BACK => P::Done(Outcome::RolledBack(REASON)),
-        DONE_NOTHING_SERVING => P::Done(Outcome::NothingServing(String::new())),
+        14 => P::Done(Outcome::RolledBack(REASON)),
+        15 => P::Done(Outcome::NothingServing(String::new())),
         16 => P::Done(Outcome::Undecided(String::new())),
         _ => P::Done(Outcome::Refused(Refusal::Lost)),
     }
@@ -172,14 +173,14 @@ pub fn driver_code(phase: &DriverPhase) -> u8 {
         P::Deciding => DECIDING,
         P::Baking => 7,
         P::Orphaned => ORPHANED,
-        P::Inquiring => 9,
-        P::Dismissing(Outcome::RolledBack(_)) => 10,
-        P::Dismissing(Outcome::NothingServing(_)) => 11,
+        P::Inquiring => INQUIRING,
+        P::Dismissing(Outcome::RolledBack(_)) => DISMISSING,
+        P::Dismissing(Outcome::NothingServing(_)) => DISMISSING_NOTHING_SERVING,
         P::Dismissing(Outcome::Undecided(_)) => 12,
         P::Dismissing(other) => unreachable!("a driver dismisses nobody when it is {other:?}"),
         P::Done(Outcome::Committed) => DONE_COMMITTED,
-        P::Done(Outcome::RolledBack(_)) => DONE_ROLLED_BACK,
-        P::Done(Outcome::NothingServing(_)) => DONE_NOTHING_SERVING,
+        P::Done(Outcome::RolledBack(_)) => 14,
+        P::Done(Outcome::NothingServing(_)) => 15,
         P::Done(Outcome::Undecided(_)) => 16,
         P::Done(Outcome::Refused(_)) => 17,
     }

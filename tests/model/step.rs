@@ -220,6 +220,7 @@ impl System {
 
     fn incumbent_moves(&self, s: &State, i: usize, moves: &mut Vec<Move>) {
         let me = i as u8;
+        let readable = moves.len();
         for d in 0..DRIVERS {
             let driver = &s.drivers[d];
             if driver.lease.server == me && driver.lease.server_open && !driver.lease.to_server.is_empty() {
@@ -246,7 +247,8 @@ impl System {
         }
         for timer in INCUMBENT_TIMERS {
             let code = incumbent_timer(timer);
-            if s.daemons[i].armed(code) && self.incumbent_timer_may_end(s, i, code) {
+            let late = !matches!(code, DEADLINE | BAKE) && moves.len() > readable;
+            if s.daemons[i].armed(code) && !late && self.incumbent_timer_may_end(s, i, code) {
                 moves.push(Move::Expires(Who::Daemon(me), code));
             }
         }
@@ -255,7 +257,7 @@ impl System {
     /// Which of an incumbent's timers can end now.
     ///
     /// `Deadline` and `Bake` are lengths that somebody chose, and end at any time. The others are longer than anything a
-    /// process that runs takes, and they end only where the successor does not run.
+    /// process that runs takes, and they end only where the successor does not run, and after all that can be read.
     fn incumbent_timer_may_end(&self, s: &State, i: usize, timer: u8) -> bool {
         let successor = self.run_of(s, i).map(|run| &s.daemons[successor_of(run.lease as usize)]);
         let runs = successor.is_some_and(|successor| successor.life == Life::Running);
@@ -286,6 +288,7 @@ impl System {
             moves.push(Move::WarmsUp(code));
             return;
         }
+        let readable = moves.len();
         if driver.lease.successor && !driver.lease.to_client.is_empty() {
             moves.push(Move::SuccessorReadsLease(code));
         }
@@ -314,7 +317,7 @@ impl System {
             pack::WAITING => driver.life != Life::Running,
             _ => s.daemons[driver.lease.server as usize].life != Life::Running,
         };
-        if s.daemons[i].armed(SUCCESSOR_SILENCE) && silent {
+        if s.daemons[i].armed(SUCCESSOR_SILENCE) && silent && moves.len() == readable {
             moves.push(Move::Expires(Who::Daemon(me), SUCCESSOR_SILENCE));
         }
     }
@@ -332,6 +335,7 @@ impl System {
             }
             return;
         }
+        let readable = moves.len();
         if driver.lease.driver && driver.phase != pack::DECIDING {
             if !driver.lease.to_client.is_empty() {
                 moves.push(Move::DriverReadsLease(me));
@@ -356,6 +360,10 @@ impl System {
         }
         if driver.inquiring {
             moves.push(Move::Concludes(me));
+        }
+        // A shell looks at its timers after everything that it can read.
+        if moves.len() > readable {
+            return;
         }
         for timer in DRIVER_TIMERS {
             let code = driver_timer(timer);
@@ -564,7 +572,10 @@ impl System {
                 0
             }
             P::Resuming(_) => {
-                self.note_undone(s, i);
+                // The lock was free: whoever was to take it is late now.
+                if matches!(before, 6..=11 | 14 | 15) {
+                    self.note_undone(s, i);
+                }
                 from
             }
             P::Gone(incumbent::End::Superseded) => {
@@ -582,9 +593,7 @@ impl System {
     }
 
     fn note_undone(&self, s: &mut State, i: usize) {
-        if let Some(run) = self.run_of(s, i)
-            && run.sealed.is_some()
-        {
+        if let Some(run) = self.run_of(s, i) {
             s.drivers[run.lease as usize].undone = true;
         }
     }
@@ -714,9 +723,7 @@ impl System {
         let before = s.drivers[d].phase;
         let actions = machine.apply(row);
         s.drivers[d].phase = pack::driver_code(&machine.phase);
-        if before < pack::DONE && s.drivers[d].phase >= pack::DONE {
-            judge_outcome(s, d);
-        }
+        judge_outcome(s, d, before);
         for action in actions {
             queue_driver(s, d, &action);
         }
@@ -782,6 +789,9 @@ impl System {
             // It is asked again until there is an answer, or for long enough.
             Conclusion::GoingOn => driver::Outcome::Undecided(String::new()),
             Conclusion::StartFrom(_) | Conclusion::StartAnything => {
+                if s.daemons.iter().any(|daemon| daemon.life == Life::Running && daemon.serving) {
+                    s.mark(Broken::FalseVerdict);
+                }
                 driver::Outcome::NothingServing(String::new())
             }
         };
@@ -1021,8 +1031,8 @@ impl System {
         if daemon.serving || !self.is_without(Rule::SealSyncs) {
             s.disk.synced = s.disk.written;
         }
-        let on_trial = matches!(daemon.role, Role::Successor { phase, .. } if is_trial(phase));
-        if !on_trial {
+        // Only an owner for good writes in a format of its own.
+        if matches!(daemon.role, Role::Incumbent { .. } | Role::Successor { phase: 8 | 10, .. }) {
             s.disk.format = daemon.program;
         }
         if s.lock != Some(i as u8) {
@@ -1562,7 +1572,7 @@ fn note_departure(s: &mut State, i: usize, before: u8, after: &successor::Phase)
     let successor::Phase::Gone(reason) = after else { return };
     judge_departure(s, i, before, reason);
     // Whether it may go is decided here; what dies before it has gone is another matter.
-    s.daemons[i].told |= heir(s, i) == End::Relieved;
+    s.daemons[i].told |= heir(s, i) == End::Relieved || s.lock_leaked();
 }
 
 fn judge_departure(s: &mut State, i: usize, before: u8, reason: &Reason) {
@@ -1578,14 +1588,18 @@ fn judge_departure(s: &mut State, i: usize, before: u8, reason: &Reason) {
     }
 }
 
-/// What a driver tells the operator has to be true when it is told.
-fn judge_outcome(s: &mut State, d: usize) {
+/// What a driver concludes has to be true when it does.
+///
+/// What the incumbent said may be overtaken: if it dies after that, the successor may serve, and the driver hears of it
+/// while it waits for the successor's end.
+fn judge_outcome(s: &mut State, d: usize, before: u8) {
+    let after = s.drivers[d].phase;
     let made_final = s.disk.made_final & (1 << d) != 0;
-    let serving = s.daemons.iter().any(|daemon| daemon.life == Life::Running && daemon.serving);
-    let wrong = match s.drivers[d].phase {
+    let incumbent_runs = s.daemons[s.drivers[d].lease.server as usize].life == Life::Running;
+    let wrong = match after {
+        _ if after == before => false,
         pack::DONE_COMMITTED => !made_final,
-        pack::DONE_ROLLED_BACK => made_final,
-        pack::DONE_NOTHING_SERVING => serving,
+        pack::DISMISSING => incumbent_runs && made_final,
         _ => false,
     };
     if wrong {

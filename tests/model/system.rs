@@ -147,7 +147,7 @@ impl Model for System {
                 !left_over(s) || !m.rests(s, |_| true)
             }),
             Property::always("a death is noticed without a timer", |m: &System, s: &State| {
-                let excused = anybody_stopped(s) || s.helper.is_some_and(|h| matches!(h.of, Who::Driver(_)));
+                let excused = anybody_stopped(s) || s.helper.is_some_and(|h| !m.needs_no_end_of_file(s, h));
                 excused || one_serves(s) || !m.rests(s, |step| !step.is_timer())
             }),
         ]
@@ -155,6 +155,15 @@ impl Model for System {
 }
 
 impl System {
+    /// Whether a helper's copies of the lease do not matter: the incumbent has the successor's pidfd. Before that, the
+    /// deadline is all there is.
+    fn needs_no_end_of_file(&self, s: &State, helper: Helper) -> bool {
+        let attached = |d: usize| {
+            (0..DAEMONS).any(|i| self.run_of(s, i).is_some_and(|run| run.attached && run.lease as usize == d))
+        };
+        (0..DRIVERS).all(|d| helper.clients & (1 << d) == 0 || attached(d))
+    }
+
     /// Whether nothing of a kind is left that the system does by itself.
     fn rests(&self, s: &State, kind: impl Fn(Move) -> bool) -> bool {
         let mut moves = Vec::new();
@@ -214,10 +223,10 @@ fn starts_right(system: &System, s: &State) -> bool {
     })
 }
 
-/// While a trial becomes final, either program is right; during it the previous one; without one, who serves.
+/// While a trial becomes final, or its process leaves because it could not, either program is right; during it the previous one; without one, who serves.
 fn expects(s: &State, daemon: &Daemon, starts: u8) -> bool {
     match daemon.role {
-        Role::Successor { phase: pack::FINALIZING, .. } => true,
+        Role::Successor { phase: pack::FINALIZING | pack::LOCK_HELD.., .. } => true,
         Role::Successor { phase, .. } if is_trial(phase) => starts == s.disk.owner,
         _ => starts == daemon.program,
     }
