@@ -354,6 +354,7 @@ impl<'a> Drive<'a> {
             return;
         }
         self.journal_incumbents_phases(&report.phases);
+        self.served = self.served.or(report.served);
         self.inputs.push_back(Input::Verdict(report.verdict));
     }
 

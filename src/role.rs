@@ -1,5 +1,6 @@
 //! What a daemon is when it starts: the first of its kind, or the successor of one that serves.
 
+use std::collections::VecDeque;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -222,32 +223,33 @@ impl BegunSuccessor {
             standing: record.as_ref().map_or(Standing::Final, |record| record.standing),
         };
         let identity = Identity::of_this_process(&self.session.build_id, record)?;
-        let mut actions = self.session.step(Input::Locked(found));
-        if matches!(self.session.phase(), Phase::Opening(_)) {
-            actions = self.session.step(Input::Opened(Opened { readiness, fingerprint }));
-        }
         let generation = found.generation + 1;
+        let mut actions = VecDeque::from(self.session.step(Input::Locked(found)));
         loop {
-            for action in std::mem::take(&mut actions) {
-                match action {
-                    Action::Persist(trial) => {
-                        let input = persist(&lock, &identity, generation, trial);
-                        actions.extend(self.session.step(input));
-                    }
-                    Action::Unlock => lock.unlock()?,
+            while let Some(action) = actions.pop_front() {
+                let input = match action {
+                    Action::Open => Some(Input::Opened(Opened { readiness: readiness.clone(), fingerprint })),
+                    Action::Persist(trial) => Some(persist(&lock, &identity, generation, trial)),
                     // The caller does it: this call returns.
-                    Action::Serve => self.session.served = Some(served(generation, self.session.phase())),
-                    other => tracing::error!(?other, "not before the grant"),
-                }
+                    Action::Serve => {
+                        self.session.served = Some(served(generation, self.session.phase()));
+                        None
+                    }
+                    Action::Unlock => {
+                        lock.unlock()?;
+                        None
+                    }
+                    other => unreachable!("{other:?} comes only after the grant"),
+                };
+                actions.extend(input.into_iter().flat_map(|input| self.session.step(input)));
             }
             match self.session.phase() {
                 Phase::Serving(_) => break,
                 Phase::Gone(reason) => return Err(Error::Aborted { reason: reason.to_string() }),
-                _ if actions.is_empty() => {
+                _ => {
                     let input = self.session.wait_input()?;
-                    actions = self.session.step(input);
+                    actions.extend(self.session.step(input));
                 }
-                _ => {}
             }
         }
         data_dir::expect_generation(None);

@@ -171,6 +171,7 @@ struct Course {
     grace: Duration,
     stopped_us: u64,
     conns: u32,
+    served: Option<wire::Served>,
 }
 
 struct Server<'a, D> {
@@ -481,8 +482,8 @@ impl<'a, D: Drainable> Server<'a, D> {
                 let opened = Opened { readiness: ready.readiness, fingerprint: ready.data_dir_fingerprint };
                 self.request(conn, Request::Ready(opened), "ready");
             }
-            Message::Serving(_) => self.request(conn, Request::Serving, "serving"),
-            Message::Done(_) => self.request(conn, Request::Done, "done"),
+            Message::Serving(served) => self.served(conn, served, Request::Serving, "serving"),
+            Message::Done(served) => self.served(conn, served, Request::Done, "done"),
             Message::SteppedDown {} => self.request(conn, Request::SteppedDown, "stepped-down"),
             other => self.refuse(conn, other.name(), "a request"),
         }
@@ -511,6 +512,13 @@ impl<'a, D: Drainable> Server<'a, D> {
         } else {
             self.refuse(conn, name, "prepare first: this connection does not hold the lease");
         }
+    }
+
+    fn served(&mut self, conn: Conn, served: wire::Served, request: Request, name: &str) {
+        if let Some(course) = self.course.as_mut().filter(|_| self.incumbent.machine.run.as_ref().is_some_and(|run| run.lease == conn)) {
+            course.served.get_or_insert(served);
+        }
+        self.request(conn, request, name);
     }
 
     fn attach(&mut self, conn: Conn, attach: wire::Attach, fds: Vec<OwnedFd>) {
@@ -689,6 +697,8 @@ impl<'a, D: Drainable> Server<'a, D> {
     fn before(&mut self, input: &Input) {
         let Input::Prepare(_, terms) = input else { return };
         if self.incumbent.machine.phase == Phase::Serving {
+            // Outside the gap, so that the record in it takes one sync.
+            self.job(Job::Settle);
             self.successor = None;
             self.course = Some(Course {
                 handoff: terms.handoff.clone(),
@@ -697,6 +707,7 @@ impl<'a, D: Drainable> Server<'a, D> {
                 grace: Duration::ZERO,
                 stopped_us: 0,
                 conns: 0,
+                served: None,
             });
         }
     }
@@ -867,12 +878,12 @@ impl<'a, D: Drainable> Server<'a, D> {
 
     fn announce(&mut self, verdict: Verdict) {
         tracing::info!(?verdict, "handoff ended");
-        let (handoff, phases) = match self.course.take() {
-            Some(course) => (course.handoff, course.marks),
-            None => (String::new(), vec![]),
+        let (handoff, phases, served) = match self.course.take() {
+            Some(course) => (course.handoff, course.marks, course.served),
+            None => (String::new(), vec![], None),
         };
         self.ended.clone_from(&handoff);
-        let message = Message::Verdict(Report { handoff, verdict, phases });
+        let message = Message::Verdict(Report { handoff, verdict, phases, served });
         let watching: Vec<Conn> =
             self.clients.iter().filter(|(_, client)| client.watches).map(|(conn, _)| *conn).collect();
         for conn in watching {

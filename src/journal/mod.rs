@@ -34,6 +34,7 @@
 //! A file that [`Event::Begun`] would make larger than [`Options::max_bytes`] is continued in a new one, which takes along what
 //! must not be lost: the record of the current binary, and those of an unfinished handoff. The old one becomes `NAME.1`.
 
+mod follow;
 mod id;
 mod read;
 mod record;
@@ -41,6 +42,7 @@ mod repair;
 mod rotate;
 mod scan;
 mod story;
+pub mod timeline;
 
 #[cfg(test)]
 mod tests;
@@ -54,6 +56,7 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use follow::Follower;
 pub use id::new_handoff_id;
 pub use read::{Contents, TornTail, read};
 pub use record::{Actor, Event, FORMAT, Header, Record, Stamp, micros, utc};
@@ -61,6 +64,8 @@ pub use repair::{Moved, Repair, repair};
 pub use story::{
     Current, Evidence, HandoffSummary, Mark, Outcome, Unfinished, current, handoffs, unfinished,
 };
+
+pub use timeline::Timeline;
 
 use crate::error::{Error, Result};
 use crate::sys::{append as sys, clock};

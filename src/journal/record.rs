@@ -375,13 +375,13 @@ impl fmt::Display for Record {
     }
 }
 
-/// Returns a length of time as people write it: `312 us`, `1.20 ms`, `3.04 s`.
+/// Returns a length of time as people write it: `312 µs`, `1.20 ms`, `3.04 s`.
 #[must_use]
 pub fn micros(us: u64) -> String {
     #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
     let us_f = us as f64;
     match us {
-        0..1_000 => format!("{us} us"),
+        0..1_000 => format!("{us} µs"),
         1_000..1_000_000 => scaled(us_f / 1e3, "ms"),
         1_000_000..600_000_000 => scaled(us_f / 1e6, "s"),
         _ => format!("{} min", us / 60_000_000),
@@ -554,6 +554,6 @@ mod tests {
         assert_eq!(utc(1_772_366_400_250), "2026-03-01T12:00:00.250Z");
         assert_eq!(utc(4_107_542_399_999), "2100-02-28T23:59:59.999Z");
         let lengths = [312, 1_204, 20_100, 999_000, 3_040_000, 725_000_000].map(micros);
-        assert_eq!(lengths, ["312 us", "1.20 ms", "20.1 ms", "999 ms", "3.04 s", "12 min"]);
+        assert_eq!(lengths, ["312 µs", "1.20 ms", "20.1 ms", "999 ms", "3.04 s", "12 min"]);
     }
 }

@@ -940,3 +940,38 @@ fn the_current_binary_is_the_newest_that_was_committed_or_started() {
     let cold = current(&records[..1]).unwrap();
     assert_eq!((cold.generation, cold.evidence.handoff), (1, None));
 }
+
+// Following.
+
+#[test]
+fn a_follower_sees_every_record_once_across_rotations() {
+    let rig = Rig::new();
+    let mut follower = Follower::new(&rig.path);
+    assert_eq!(follower.poll().unwrap(), Contents::default(), "there is no file yet");
+    let options = Options { max_bytes: 2500, ..Options::default() };
+    let mut journal = Journal::open_with(&rig.path, &options).unwrap();
+    let mut seen = Vec::new();
+    for n in 0..200 {
+        let event = if n % 5 == 0 { begun() } else { committed(n) };
+        journal.append(&format!("h{}", n / 5), Actor::Driver, event).unwrap();
+        // At times not before two rotations have passed.
+        if n % 23 == 0 {
+            seen.extend(follower.poll().unwrap().records);
+        }
+    }
+    seen.extend(follower.poll().unwrap().records);
+    assert_eq!(seen.iter().map(|r| r.seq).collect::<Vec<_>>(), (1..=200).collect::<Vec<_>>());
+    assert!(rig.files().len() > 2, "it was rotated: {:?}", rig.files());
+    assert_eq!(follower.poll().unwrap().records, []);
+}
+
+#[test]
+fn a_follower_begins_anew_with_a_new_journal() {
+    let rig = Rig::with_notes(3);
+    let mut follower = Follower::new(&rig.path);
+    assert_eq!(follower.poll().unwrap().records.len(), 3);
+    // An old file of the one before it is not news.
+    fs::rename(&rig.path, rotate::numbered(&rig.path, 1)).unwrap();
+    rig.append_notes(7..8);
+    assert_eq!(notes(&follower.poll().unwrap().records), ["note 7"]);
+}

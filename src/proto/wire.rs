@@ -245,6 +245,9 @@ pub struct Report {
     /// What happened and when, as the incumbent saw it.
     #[serde(default)]
     pub phases: Vec<PhaseMark>,
+    /// When the successor began to serve, as it said itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<Served>,
 }
 
 /// A phase that was entered.

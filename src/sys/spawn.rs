@@ -674,11 +674,11 @@ mod tests {
         what_is_at(std::process::id(), fd)
     }
 
-    /// A process that does nothing, and what it has open.
+    /// A process that does nothing, not even open the files of its language, and what it has open.
     fn idle_with(fds: Vec<(RawFd, BorrowedFd<'_>)>) -> (Child, Vec<(RawFd, PathBuf)>) {
         let shell = shell();
         let (child, mut reader) =
-            start(Spawn::new(Image { fds, ..image(&shell, &["-c", "echo up; exec sleep 600"]) }));
+            start(Spawn::new(Image { fds, ..image(&shell, &["-c", "echo up; kill -STOP $$"]) }));
         reader.read_line(&mut String::new()).unwrap();
         let entries = fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
         let numbers = entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap());
@@ -960,7 +960,7 @@ mod tests {
             return eprintln!("skipped: no control group can be made here");
         };
         let shell = shell();
-        let script = image(&shell, &["-c", "cat /proc/self/cgroup; exec sleep 600"]);
+        let script = image(&shell, &["-c", "echo up; exec sleep 600"]);
         let (child, mut reader) = start(Spawn { cgroup: Some(group.clone()), ..Spawn::new(script) });
         reader.read_line(&mut String::new()).unwrap();
         let (pid, members) = (child.id(), fs::read_to_string(group.join("cgroup.procs")).unwrap());

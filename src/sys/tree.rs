@@ -290,6 +290,8 @@ mod tests {
     #[test]
     fn our_own_session_and_process_are_refused_and_nothing_dies() {
         let own = Stat::of(std::process::id()).unwrap().session;
+        // Asked directly: a mistake here would end the session that runs the tests.
+        assert!(refuse_own(None, &Tree::Session { sid: own }).is_err());
         assert_refused(None, &Tree::Session { sid: own });
         assert_refused(Some(&PidFd::current().unwrap()), &Tree::Lone);
         assert_refused(None, &Tree::Session { sid: 0 });

@@ -534,10 +534,11 @@ impl System {
         let mut machine = pack::incumbent(phase, generation, run);
         let row = rules::incumbent_row(self.without, &machine, input);
         if self.is_without(Rule::OneAtATime)
-            && let (incumbent::Input::Prepare(..), incumbent::Row::Go(incumbent::Phase::Prepared, _)) =
+            && let (incumbent::Input::Prepare(conn, _), incumbent::Row::Go(incumbent::Phase::Prepared, _)) =
                 (input, &row)
+            && let Some(run) = &mut machine.run
         {
-            machine.run = None;
+            run.lease = *conn;
         }
         let Ok(actions) = machine.apply(input, row) else {
             s.mark(Broken::ImpossibleRow);
