@@ -523,7 +523,10 @@ impl Machine {
     /// Keeps what an input told that later rows ask for.
     fn learn(&mut self, input: &Input, next: &Phase) {
         match input {
-            Input::Prepare(conn, terms) if *next == P::Prepared => {
+            // A second driver that is told `busy` in this phase changes nothing.
+            Input::Prepare(conn, terms)
+                if *next == P::Prepared && (self.phase == P::Serving || self.leased_by(*conn)) =>
+            {
                 self.run = Some(Run { lease: *conn, terms: terms.clone(), sealed: None, attached: false });
             }
             Input::SealReturned(Ok(report)) => {
