@@ -153,7 +153,11 @@ impl fmt::Display for Error {
                 write_holders(f, holders)
             }
             Self::LockReplaced { path } => {
-                write!(f, "{} was renamed or replaced while it was being locked; it must stay in place", path.display())
+                write!(
+                    f,
+                    "{} was renamed or replaced while it was being locked; it must stay in place",
+                    path.display()
+                )
             }
             Self::NetworkFileSystem { path, kind } => write!(
                 f,
@@ -175,7 +179,9 @@ impl fmt::Display for Error {
                 "no common protocol version: this side speaks {} to {}, the peer {} to {}",
                 ours.0, ours.1, theirs.0, theirs.1
             ),
-            Self::PeerLost { waiting_for } => write!(f, "the peer closed its end while waiting for {waiting_for}"),
+            Self::PeerLost { waiting_for } => {
+                write!(f, "the peer closed its end while waiting for {waiting_for}")
+            }
             Self::TimedOut { waiting_for } => write!(f, "timed out waiting for {waiting_for}"),
             Self::Aborted { reason } => write!(f, "the handoff was aborted: {reason}"),
             Self::Busy { handoff, phase, age_ms } => {
@@ -206,7 +212,8 @@ impl From<io::Error> for Error {
 
 fn write_holders(f: &mut fmt::Formatter<'_>, holders: &[Holder]) -> fmt::Result {
     if holders.is_empty() {
-        return f.write_str("a process that /proc does not show (another container, or a descriptor in flight)");
+        return f
+            .write_str("a process that /proc does not show (another container, or a descriptor in flight)");
     }
     for (i, holder) in holders.iter().enumerate() {
         if i > 0 {

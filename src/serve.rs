@@ -515,7 +515,11 @@ impl<'a, D: Drainable> Server<'a, D> {
     }
 
     fn served(&mut self, conn: Conn, served: wire::Served, request: Request, name: &str) {
-        if let Some(course) = self.course.as_mut().filter(|_| self.incumbent.machine.run.as_ref().is_some_and(|run| run.lease == conn)) {
+        if let Some(course) = self
+            .course
+            .as_mut()
+            .filter(|_| self.incumbent.machine.run.as_ref().is_some_and(|run| run.lease == conn))
+        {
             course.served.get_or_insert(served);
         }
         self.request(conn, request, name);

@@ -259,8 +259,9 @@ impl Session {
         match (fds.pop(), fds.is_empty()) {
             (Some(lease), true) => {
                 self.lease = Some(Channel::new(lease));
+                let sealed = begin.sealed.clone();
                 self.begin = Some(begin);
-                Input::Begin
+                Input::Begin(sealed)
             }
             _ => Input::Dismissed(Reason::Protocol {
                 detail: "begin must carry one descriptor, the lease".to_owned(),
