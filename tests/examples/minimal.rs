@@ -29,7 +29,8 @@ impl Drainable for Nothing {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().collect();
-    let [control, data_dir] = [1, 2].map(|i| args.get(i).expect("usage: minimal CONTROL DATA_DIR [PORT]").as_str());
+    let [control, data_dir] =
+        [1, 2].map(|i| args.get(i).expect("usage: minimal CONTROL DATA_DIR [PORT]").as_str());
     let (incumbent, listener) = match detect_role()? {
         Role::ColdStart { mut inherited } => {
             let port = args.get(3).map_or("0", String::as_str);

@@ -228,10 +228,21 @@ pub fn pack_incumbent(machine: &Incumbent, from: u8) -> Role {
     Role::Incumbent { phase: incumbent_code(&machine.phase), generation: machine.generation as u8, run, from }
 }
 
-pub fn successor(phase: u8, expected: u8) -> Successor {
-    Successor { phase: successor_phase(phase), expected: expected.into() }
+pub fn successor(phase: u8, expected: u8, sealed: Option<u8>, unfit: bool) -> Successor {
+    Successor {
+        phase: successor_phase(phase),
+        expected: expected.into(),
+        sealed: sealed.map(report),
+        unfit: unfit.then_some(REASON),
+    }
 }
 
 pub fn pack_successor(machine: &Successor, warm: bool) -> Role {
-    Role::Successor { phase: successor_code(&machine.phase), expected: machine.expected as u8, warm }
+    Role::Successor {
+        phase: successor_code(&machine.phase),
+        expected: machine.expected as u8,
+        warm,
+        sealed: machine.sealed.as_ref().map(|report| report.last_revision_per_shard[0] as u8),
+        unfit: machine.unfit.is_some(),
+    }
 }

@@ -214,7 +214,10 @@ impl System {
         }
         if s.budget.bad > 0 && hook == Hook::Open {
             moves.push(Move::Returns(i as u8, Return::Unhealthy));
-            moves.push(Move::Returns(i as u8, Return::Stale));
+            // One that starts as after a crash has nothing to compare with: there it is trusted, as any program is.
+            if matches!(daemon.role, Role::Successor { sealed: Some(_), .. }) {
+                moves.push(Move::Returns(i as u8, Return::Stale));
+            }
         }
     }
 
@@ -647,14 +650,14 @@ impl System {
     // ---- The successor.
 
     fn successor_heeds(&self, s: &State, i: usize, input: &successor::Input) -> bool {
-        let Role::Successor { phase, expected, .. } = s.daemons[i].role else { return false };
-        let machine = pack::successor(phase, expected);
+        let Role::Successor { phase, expected, sealed, unfit, .. } = s.daemons[i].role else { return false };
+        let machine = pack::successor(phase, expected, sealed, unfit);
         rules::successor_row(self.without, &machine, input) != successor::Row::Ignore
     }
 
     fn feed_successor(&self, s: &mut State, i: usize, input: &successor::Input) {
-        let Role::Successor { phase, expected, warm } = s.daemons[i].role else { return };
-        let mut machine = pack::successor(phase, expected);
+        let Role::Successor { phase, expected, warm, sealed, unfit } = s.daemons[i].role else { return };
+        let mut machine = pack::successor(phase, expected, sealed, unfit);
         let row = rules::successor_row(self.without, &machine, input);
         let Ok(actions) = machine.apply(input, row) else {
             s.mark(Broken::ImpossibleRow);
@@ -693,9 +696,9 @@ impl System {
     fn successor_reads_channel(&self, s: &mut State, d: usize) {
         let Some(msg) = s.drivers[d].channel.to_successor.pop() else { return };
         let input = match msg {
-            Msg::Begin => {
+            Msg::Begin(sealed) => {
                 s.drivers[d].lease.successor = true;
-                successor::Input::Begin
+                successor::Input::Begin(pack::report(sealed))
             }
             _ => successor::Input::Dismissed(REASON),
         };
@@ -753,7 +756,10 @@ impl System {
             }
             Msg::Busy => driver::Input::Refused(driver::Refusal::Declined(String::new())),
             Msg::Drained => driver::Input::Drained,
-            Msg::Sealed => driver::Input::Sealed,
+            Msg::Sealed(revision) => {
+                s.drivers[d].sealed = revision;
+                driver::Input::Sealed
+            }
             Msg::Aborted => driver::Input::Aborted(REASON),
             // What is for the successor is not read by a driver that has passed the lease on.
             _ => return,
@@ -857,7 +863,7 @@ impl System {
             }
             Do::Fence => self.fence_successor(s, i, lease),
             Do::BindControl => s.path = i as u8,
-            Do::Announce(word) => announce(s, i, word),
+            Do::Announce(d, word) => announce(s, d as usize, word),
             other => unreachable!("{other:?} is not for an incumbent"),
         }
     }
@@ -1006,6 +1012,7 @@ impl System {
         let healthy = result != Return::Unhealthy;
         s.daemons[i].view = revision;
         s.daemons[i].opened_all = result == Return::Fine;
+        s.daemons[i].faulty |= result != Return::Fine;
         let opened = pack::opened(Opening { healthy, revision });
         self.feed_successor(s, i, &successor::Input::Opened(opened));
     }
@@ -1067,7 +1074,7 @@ impl System {
             Do::Send(_) => {}
             Do::CloseLease => s.drivers[d].lease.driver = false,
             Do::Spawn => spawn(s, d, self.is_without(Rule::LockAfterSealed)),
-            Do::PassLease => tell_successor(s, d, Msg::Begin),
+            Do::PassLease => tell_successor(s, d, Msg::Begin(s.drivers[d].sealed)),
             Do::TellDismissed => tell_successor(s, d, Msg::Dismissed),
             Do::KillSuccessor => {
                 kill(s, successor_of(d));
@@ -1201,12 +1208,19 @@ fn queue_incumbent(s: &mut State, i: usize, lease: Option<u8>, action: &Incumben
             todo.push(Do::Sync);
         }
         IncumbentDo::BindControl => todo.push(Do::BindControl),
-        IncumbentDo::Announce(verdict) => todo.push(Do::Announce(match verdict {
-            Verdict::Committed => Word::Committed,
-            Verdict::RolledBack { .. } => Word::RolledBack,
-            Verdict::Superseded => Word::Superseded,
-            Verdict::NothingServing { .. } => Word::NothingServing,
-        })),
+        IncumbentDo::Announce(verdict) => {
+            let lease = lease.expect("a verdict is about a run");
+            todo.push(Do::Announce(lease, word(verdict)));
+        }
+    }
+}
+
+fn word(verdict: &Verdict) -> Word {
+    match verdict {
+        Verdict::Committed => Word::Committed,
+        Verdict::RolledBack { .. } => Word::RolledBack,
+        Verdict::Superseded => Word::Superseded,
+        Verdict::NothingServing { .. } => Word::NothingServing,
     }
 }
 
@@ -1214,7 +1228,7 @@ fn incumbent_msg(message: &Message) -> Msg {
     match message {
         Message::Prepared(generation) => Msg::Prepared(*generation as u8),
         Message::Drained(_) => Msg::Drained,
-        Message::Sealed(_) => Msg::Sealed,
+        Message::Sealed(report) => Msg::Sealed(report.last_revision_per_shard[0] as u8),
         Message::Granted => Msg::Granted,
         Message::Finalize => Msg::Finalize,
         Message::StepDown(_) => Msg::StepDown,
@@ -1302,12 +1316,11 @@ fn tell_successor(s: &mut State, d: usize, msg: Msg) {
     }
 }
 
-fn announce(s: &mut State, i: usize, word: Word) {
-    for driver in &mut s.drivers {
-        let alive = matches!(driver.life, Life::Running | Life::Stopped);
-        if alive && driver.lease.server == i as u8 && driver.phase != 0 {
-            driver.verdict = Some(word);
-        }
+/// Everybody who watches is told; a driver heeds only what is said of its own handoff.
+fn announce(s: &mut State, d: usize, word: Word) {
+    let driver = &mut s.drivers[d];
+    if matches!(driver.life, Life::Running | Life::Stopped) && driver.phase != 0 {
+        driver.verdict = Some(word);
     }
 }
 
@@ -1361,9 +1374,9 @@ fn spawn(s: &mut State, d: usize, early: bool) {
     s.daemons[i] = Daemon::absent();
     s.daemons[i].program = program;
     s.daemons[i].life = Life::Running;
-    s.daemons[i].role = Role::Successor { phase: 0, expected, warm: false };
+    s.daemons[i].role = Role::Successor { phase: 0, expected, warm: false, sealed: None, unfit: false };
     if early {
-        s.daemons[i].role = Role::Successor { phase: 1, expected, warm: true };
+        s.daemons[i].role = Role::Successor { phase: 1, expected, warm: true, sealed: None, unfit: false };
         s.daemons[i].todo.push(Do::TryLock);
     }
 }
@@ -1481,6 +1494,7 @@ fn end(s: &mut State, who: Who, why: End) {
             driver.todo.clear();
             driver.timers = 0;
             driver.inquiring = false;
+            driver.sealed = 0;
             driver.verdict = None;
             driver.lease.driver = false;
             driver.channel.to_driver.clear();

@@ -113,13 +113,13 @@ pub enum Msg {
     Prepared(u8),
     Busy,
     Drained,
-    Sealed,
+    Sealed(u8),
     Granted,
     Finalize,
     StepDown,
     Aborted,
-    // To the successor, over the channel; `Begin` carries the lease.
-    Begin,
+    // To the successor, over the channel; `Begin` carries the lease, and the revision that was sealed.
+    Begin(u8),
     Dismissed,
     // To the driver, over the channel.
     Waiting,
@@ -155,7 +155,8 @@ pub enum Do {
     Fence,
     FenceIncumbent,
     BindControl,
-    Announce(Word),
+    /// To this driver, which watches.
+    Announce(u8, Word),
     Call(Hook),
     Serve,
     Connect,
@@ -212,6 +213,8 @@ pub enum Role {
         phase: u8,
         expected: u8,
         warm: bool,
+        sealed: Option<u8>,
+        unfit: bool,
     },
 }
 
@@ -273,6 +276,8 @@ pub struct Driver {
     /// The generation in `prepared`.
     pub generation: u8,
     pub inquiring: bool,
+    /// The revision in `sealed`.
+    pub sealed: u8,
     pub verdict: Option<Word>,
     /// A request to undo is on its way over the watching connection.
     pub cancel: bool,
@@ -418,6 +423,7 @@ impl Driver {
             timers: 0,
             generation: 0,
             inquiring: false,
+            sealed: 0,
             verdict: None,
             cancel: false,
             undone: false,
@@ -436,7 +442,7 @@ impl Driver {
 
     /// Whether the lease is on its way to the successor.
     pub fn lease_in_flight(&self) -> bool {
-        self.channel.to_successor.iter().any(|msg| msg == Msg::Begin)
+        self.channel.to_successor.iter().any(|msg| matches!(msg, Msg::Begin(_)))
     }
 }
 
