@@ -14,7 +14,7 @@ use crate::journal::{Actor, Event as Entry, Journal, Stamp};
 use crate::proto::driver::{Action, Input, Machine, Outcome, Phase, Refusal, Timer};
 use crate::proto::party::{ProcessId, Tree};
 use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Served};
-use crate::proto::{Reason, Terms};
+use crate::proto::{Reason, Terms, Verdict};
 use crate::recover::{self, Parties};
 use crate::role::{check_hello, own_hello, pidfd};
 use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, SpawnSpec, Wish, new_id};
@@ -25,6 +25,8 @@ use crate::sys::{clock, queue, tree, unix};
 
 /// How long an answer that needs no work may take.
 const ANSWER: Duration = Duration::from_secs(5);
+/// For how many margins the parties are asked in the end, before nobody knows.
+const INQUIRY: u32 = 5;
 /// How long a successor that was told to go may take, and then how long it may take to die.
 const DISMISSAL: Duration = Duration::from_secs(1);
 /// Between two looks at what moves while nothing is said: in the gap, and outside it.
@@ -62,6 +64,8 @@ pub(crate) struct Drive<'a> {
     cancelled: bool,
     /// Whether the successor has said that it waits.
     warm: bool,
+    /// Whether the data is the successor's, who is dead.
+    superseded: bool,
 }
 
 /// The process that was started.
@@ -115,6 +119,7 @@ impl<'a> Drive<'a> {
             inputs: std::collections::VecDeque::new(),
             cancelled: false,
             warm: false,
+            superseded: false,
         })
     }
 
@@ -414,6 +419,7 @@ impl<'a> Drive<'a> {
         }
         self.journal_incumbents_phases(&report.phases);
         self.served = self.served.or(report.served);
+        self.superseded |= report.verdict == Verdict::Superseded;
         self.inputs.push_back(Input::Verdict(report.verdict));
     }
 
@@ -520,7 +526,7 @@ impl<'a> Drive<'a> {
             Action::KillSuccessor => self.kill_successor(),
             Action::FenceIncumbent => self.fence_incumbent(),
             Action::Inquire => {
-                let outcome = recover::inquire(self.control, &self.parties());
+                let outcome = recover::inquire(self.control, &self.parties(), INQUIRY * self.spec.margin);
                 self.inputs.push_back(Input::Concluded(outcome));
             }
             Action::Arm(timer) => self.arm(timer),
@@ -700,16 +706,19 @@ impl<'a> Drive<'a> {
     }
 
     fn parties(&self) -> Parties {
-        let prepared = self.prepared.as_ref().map(|(prepared, _)| prepared);
+        let Some((prepared, _)) = &self.prepared else { return Parties::default() };
+        let lock_file = Some(Path::new(&prepared.data_dir).join(&prepared.lock_file));
+        if self.superseded {
+            // The incumbent becomes the successor's program, or whoever starts next does: the next generation tells.
+            let generation = Some(prepared.generation + 1);
+            return Parties { lock_file, incumbent: None, successor: None, generation };
+        }
+        let process = self.successor.as_ref().and_then(|successor| successor.process.as_ref());
         Parties {
-            lock_file: prepared.map(|prepared| Path::new(&prepared.data_dir).join(&prepared.lock_file)),
-            incumbent: prepared.map(|prepared| prepared.incumbent.clone()),
-            successor: self
-                .successor
-                .as_ref()
-                .and_then(|s| s.process.as_ref())
-                .map(|(process, _)| process.clone()),
-            generation: prepared.map(|prepared| prepared.generation),
+            lock_file,
+            incumbent: Some(prepared.incumbent.clone()),
+            successor: process.map(|(process, _)| process.clone()),
+            generation: Some(prepared.generation),
         }
     }
 

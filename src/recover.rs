@@ -15,7 +15,7 @@ use crate::proto::wire::Status;
 
 /// How long one daemon may take to answer.
 const ANSWER: Duration = Duration::from_secs(1);
-/// How long the parties are asked, before nobody knows.
+/// How long the parties are asked after a restart, before nobody knows.
 const INQUIRY: Duration = Duration::from_secs(10);
 /// Between two rounds of questions.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -44,7 +44,7 @@ pub(crate) fn recover(journal: &Path, control: &Path) -> Result<Option<Recovered
     let mut journal = Journal::open(journal)?;
     let Some(open) = journal::unfinished(&journal.contents()?.records) else { return Ok(None) };
     let parties = Parties::of(&open.handoff);
-    let outcome = inquire(control, &parties);
+    let outcome = inquire(control, &parties, INQUIRY);
     let handoff_id = open.handoff.id;
     let conclusion = reason_of(&outcome).unwrap_or_else(|| "committed".to_owned());
     let ended = match &outcome {
@@ -70,8 +70,8 @@ fn committed(record: &OwnerRecord) -> Event {
 }
 
 /// Asks until an answer is final, or for so long that nobody knows.
-pub(crate) fn inquire(control: &Path, parties: &Parties) -> Outcome {
-    let until = Instant::now() + INQUIRY;
+pub(crate) fn inquire(control: &Path, parties: &Parties, patience: Duration) -> Outcome {
+    let until = Instant::now() + patience;
     loop {
         let facts = parties.facts(control);
         match conclude(&facts) {

@@ -7,4 +7,6 @@
 #[path = "../rig/mod.rs"]
 mod rig;
 
+mod driver;
+mod incumbent;
 mod successor;

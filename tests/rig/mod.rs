@@ -177,7 +177,8 @@ impl Rig {
         let ledger = load.stop();
         let all = ask(self.addr(), "ALL").unwrap();
         let found: std::collections::HashSet<&str> = all.split_whitespace().collect();
-        let lost: Vec<&String> = ledger.acknowledged.iter().filter(|id| !found.contains(id.as_str())).collect();
+        let lost: Vec<&String> =
+            ledger.acknowledged.iter().filter(|id| !found.contains(id.as_str())).collect();
         assert!(lost.is_empty(), "of {} writes {} are lost: {lost:?}", ledger.acknowledged.len(), lost.len());
         assert!(fair(&ledger.disturbed), "{:?}\n{}", ledger.disturbed, self.said());
     }
@@ -222,7 +223,9 @@ impl Found {
             () if status.process.pid != alive => Err("another process answers at the control path"),
             () if status.phase != "serving" || status.handoff.is_some() => Err("a handoff is still going on"),
             () if self.holders != [alive] => Err("the lock is not held by the one that serves"),
-            () if !is_owner || record.standing != Standing::Final => Err("the owner record is of somebody else"),
+            () if !is_owner || record.standing != Standing::Final => {
+                Err("the owner record is of somebody else")
+            }
             () => Ok(alive),
         }
     }

@@ -170,7 +170,8 @@ pub fn example(name: &str) -> PathBuf {
 
 fn build_examples(test: &Path) {
     let release = test.components().any(|part| part.as_os_str() == "release");
+    let profile = if release { "release" } else { "test" };
     let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--examples"]).args(release.then_some("--release"));
+    build.args(["build", "--quiet", "--examples", "--profile", profile]);
     assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
 }
