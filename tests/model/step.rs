@@ -1346,6 +1346,9 @@ fn write_record(s: &mut State, i: usize, standing: Standing) {
     };
     s.records.push(record);
     if standing == Standing::Final && matches!(s.daemons[i].role, Role::Successor { .. }) {
+        if !s.daemons[i].opened_all {
+            s.mark(Broken::GrantUnfounded);
+        }
         s.disk.owner = program;
         s.disk.made_final |= 1 << driver_of(i);
     }
@@ -1591,7 +1594,11 @@ fn note_departure(s: &mut State, i: usize, before: u8, after: &successor::Phase)
 }
 
 fn judge_departure(s: &mut State, i: usize, before: u8, reason: &Reason) {
-    let failed = matches!(reason, Reason::Failed { .. }) || s.daemons[i].faulty;
+    // A late successor of another handoff may have the lock for the moment in which it finds that it is late.
+    let other = s.lock.is_some_and(|owner| {
+        usize::from(owner) != i && matches!(s.daemons[usize::from(owner)].role, Role::Successor { .. })
+    });
+    let failed = matches!(reason, Reason::Failed { .. }) || s.daemons[i].faulty || other;
     if before == pack::WAITING || before >= pack::PROMOTED || s.daemons[i].told || failed {
         return;
     }
