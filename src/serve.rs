@@ -468,7 +468,7 @@ impl<'a, D: Drainable> Server<'a, D> {
                 Some(busy) => self.answer(conn, &busy),
                 None => self.feed(Input::Prepare(conn, terms)),
             },
-            Message::Commit {} => self.operator(conn, Message::Commit {}, |conn| Input::OperatorCommit(conn)),
+            Message::Commit {} => self.operator(conn, Message::Commit {}, Input::OperatorCommit),
             Message::Abort { reason, cause } => self.abort(conn, reason, cause),
             Message::Attach(attach) => self.attach(conn, attach, fds),
             Message::Drain { grace_ms } => {

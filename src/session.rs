@@ -176,14 +176,14 @@ impl Session {
     pub(crate) fn next_input(&mut self) -> Option<Input> {
         // Looked at first: what it sent before it died is read before its death counts.
         let dead = self.incumbent.is_dead().unwrap_or(false);
-        if let Some(input) = self.from_lease() {
+        if let Some(input) = self.lease_input() {
             return Some(input);
         }
         // Before the channel: whatever the driver still says, nobody else is there to serve.
         if dead && self.minds(&Input::IncumbentLost) {
             return Some(Input::IncumbentLost);
         }
-        if let Some(input) = self.from_channel() {
+        if let Some(input) = self.channel_input() {
             return Some(input);
         }
         // Last: a process that was stopped for a while finds its answers before it finds that they are late.
@@ -194,7 +194,7 @@ impl Session {
         None
     }
 
-    fn from_lease(&mut self) -> Option<Input> {
+    fn lease_input(&mut self) -> Option<Input> {
         loop {
             let lease = self.lease.as_mut()?;
             // What does not go now goes when it can be written.
@@ -235,7 +235,7 @@ impl Session {
         }
     }
 
-    fn from_channel(&mut self) -> Option<Input> {
+    fn channel_input(&mut self) -> Option<Input> {
         if *self.phase() != Phase::Waiting {
             if self.channel.as_mut().is_some_and(|channel| channel.flush().is_err()) {
                 self.channel = None;

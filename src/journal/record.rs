@@ -185,6 +185,10 @@ pub enum Event {
 
 /// A sound line.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it lives for one line, and a box would be an allocation for each"
+)]
 pub(crate) enum Line {
     Header(Header),
     Record(Record),
@@ -461,6 +465,7 @@ mod tests {
                 control: odd.clone(),
                 data_dir: Some("/data".into()),
                 generation: Some(u64::MAX),
+                incumbent: None,
             },
             Event::Begun {
                 binary: None,
@@ -469,6 +474,7 @@ mod tests {
                 control: "/c".into(),
                 data_dir: None,
                 generation: None,
+                incumbent: None,
             },
             Event::Phase { name: "drain".into() },
             Event::Committed {

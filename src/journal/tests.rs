@@ -86,6 +86,7 @@ fn begun() -> Event {
         control: "/run/kv/control".into(),
         data_dir: None,
         generation: None,
+        incumbent: None,
     }
 }
 
@@ -405,8 +406,8 @@ fn a_newer_versions_file_is_refused_and_not_touched() {
     rig.write(&newer);
     let errors = [read(&rig.path).err(), Journal::open(&rig.path).err(), repair(&rig.path).err()];
     for error in errors {
-        let Some(Error::NewerFormat { format, newest, .. }) = error else { panic!("{error:?}") };
-        assert_eq!((format, newest), (FORMAT + 1, FORMAT));
+        let Some(Error::NewerFormat { found, ours, .. }) = error else { panic!("{error:?}") };
+        assert_eq!((found, ours), (FORMAT + 1, FORMAT));
     }
     assert_eq!(rig.bytes(), newer);
 }

@@ -12,6 +12,8 @@ pub mod process;
 mod program;
 pub mod queue;
 pub mod random;
+pub mod reactor;
+pub mod signals;
 pub mod socket;
 pub mod spawn;
 mod start;

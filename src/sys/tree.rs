@@ -336,7 +336,7 @@ mod tests {
     }
 
     /// A control group for one test, where the machine lets us make one.
-    struct Group(PathBuf);
+    struct Group(std::path::PathBuf);
 
     impl Group {
         fn make(parent: &str, name: &str) -> Option<Self> {

@@ -40,6 +40,7 @@ fn begun() -> Record {
         control: "/run/kv/control.sock".into(),
         data_dir: None,
         generation: None,
+        incumbent: None,
     };
     record(Actor::Driver, 0, event)
 }

@@ -1,0 +1,102 @@
+//! Waiting for SIGTERM and SIGINT in a thread.
+//!
+//! A handler and a pipe, not a blocked mask with signalfd(2): a mask survives exec(3), and a program that this process
+//! becomes or starts would never see the signals; a handler is reset to the default.
+
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use nix::fcntl::OFlag;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+/// A request to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Termination {
+    /// SIGTERM: a service manager or kill(1).
+    Term,
+    /// SIGINT: a person at a terminal.
+    Int,
+}
+
+impl Termination {
+    /// Returns the signal's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Term => "SIGTERM",
+            Self::Int => "SIGINT",
+        }
+    }
+}
+
+/// The reading end of the pipe that the handler writes to.
+#[derive(Debug)]
+pub struct Terminations(std::fs::File);
+
+static WRITING_END: AtomicI32 = AtomicI32::new(-1);
+
+impl Terminations {
+    /// Installs the handlers. Only the first call in a process succeeds.
+    ///
+    /// # Errors
+    ///
+    /// AlreadyExists for a second call; what pipe2(2) or sigaction(2) returns.
+    pub fn catch() -> io::Result<Self> {
+        let (reading, writing) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        publish(writing)?;
+        let action = SigAction::new(SigHandler::Handler(report), SaFlags::SA_RESTART, SigSet::empty());
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            // SAFETY: `report` only makes a write(2) and touches an atomic, both async-signal-safe.
+            unsafe { sigaction(signal, &action) }?;
+        }
+        Ok(Self(reading.into()))
+    }
+
+    /// Waits for the next signal.
+    ///
+    /// # Errors
+    ///
+    /// What read(2) returns.
+    pub fn wait(&mut self) -> io::Result<Termination> {
+        let mut signal = [0];
+        self.0.read_exact(&mut signal)?;
+        Ok(if i32::from(signal[0]) == Signal::SIGINT as i32 { Termination::Int } else { Termination::Term })
+    }
+}
+
+/// Makes the writing end known to the handler, for the life of the process.
+fn publish(writing: OwnedFd) -> io::Result<()> {
+    WRITING_END
+        .compare_exchange(-1, writing.as_raw_fd(), Ordering::SeqCst, Ordering::SeqCst)
+        .map_err(|_| io::Error::from(io::ErrorKind::AlreadyExists))?;
+    // The handler needs it until the process ends.
+    let _ = writing.into_raw_fd();
+    Ok(())
+}
+
+extern "C" fn report(signal: i32) {
+    let byte = signal as u8;
+    let fd = WRITING_END.load(Ordering::SeqCst);
+    let saved = nix::errno::Errno::last_raw();
+    // SAFETY: one byte from the stack to a descriptor that is never closed; write(2) is async-signal-safe.
+    unsafe { libc::write(fd, std::ptr::from_ref(&byte).cast(), 1) };
+    nix::errno::Errno::set_raw(saved);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use nix::sys::signal::raise;
+
+    use super::*;
+
+    #[test]
+    fn both_signals_are_reported_in_order_and_the_pipe_has_one_owner() {
+        let mut terminations = Terminations::catch().unwrap();
+        assert_eq!(Terminations::catch().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        raise(Signal::SIGINT).unwrap();
+        raise(Signal::SIGTERM).unwrap();
+        assert_eq!(terminations.wait().unwrap(), Termination::Int);
+        assert_eq!(terminations.wait().unwrap(), Termination::Term);
+    }
+}
