@@ -237,12 +237,12 @@ impl<'a, D: Drainable> Server<'a, D> {
             self.feed_session(successor::Input::ServeCalled);
         }
         while self.end.is_none() {
-            let ready = self.wait()?;
-            self.expire();
-            for source in ready {
+            for source in self.wait()? {
                 self.attend(source);
             }
             self.attend_session();
+            // Last: a process that was stopped for a while finds its answers before it finds that they are late.
+            self.expire();
             self.stop_if_asked();
         }
         self.leave()
@@ -852,8 +852,8 @@ impl<'a, D: Drainable> Server<'a, D> {
         match self.incumbent.lock.relock() {
             Ok(()) => {}
             Err(Error::Locked { holders, .. }) => {
-                tracing::warn!(?holders, "the lock is still held; trying again");
-                return Input::LockBusy;
+                tracing::warn!(?holders, "the lock is still held");
+                return self.overtaken().unwrap_or(Input::LockBusy);
             }
             Err(e) => return Input::LockFailed(e.to_string()),
         }
@@ -864,6 +864,14 @@ impl<'a, D: Drainable> Server<'a, D> {
             Ok(None) => Input::LockFailed("the owner record is gone".to_owned()),
             Err(e) => Input::LockFailed(e.to_string()),
         }
+    }
+
+    /// Looks at the record without the lock: what is final stays so, whoever holds the lock now.
+    fn overtaken(&self) -> Option<Input> {
+        let record = self.incumbent.lock.record().ok()??;
+        let is_over =
+            record.standing == Standing::Final && record.generation > self.incumbent.machine.generation;
+        is_over.then_some(Input::Overtaken(record.generation))
     }
 
     fn bind_control(&mut self) {
@@ -904,6 +912,10 @@ impl<'a, D: Drainable> Server<'a, D> {
             End::Committed => Ok(Ended::Committed(self.ended.clone())),
             End::Failed(detail) => Err(Error::Hook { hook: "resume_after_abort", detail: detail.clone() }),
             End::Superseded => self.superseded(),
+            End::Overtaken { found } => {
+                let expected = self.incumbent.machine.generation;
+                Ok(Ended::SteppedDown(Reason::TooLate { expected, found: *found }))
+            }
         });
     }
 
