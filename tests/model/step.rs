@@ -342,7 +342,7 @@ impl System {
             return;
         }
         let readable = moves.len();
-        if driver.lease.driver && driver.phase != pack::DECIDING {
+        if driver.lease.driver && driver.phase < pack::DECIDING {
             if !driver.lease.to_client.is_empty() {
                 moves.push(Move::DriverReadsLease(me));
             } else if !s.server_open(d) && self.driver_heeds(s, d, &driver::Input::LeaseLost) {
@@ -466,6 +466,19 @@ impl System {
             fault => self.make_fault(s, fault),
         }
         tidy(s);
+    }
+
+    /// Carries out all that is begun.
+    pub fn finish_steps(&self, s: &mut State) {
+        loop {
+            let daemon = s.daemons.iter().position(|d| d.life == Life::Running && !d.todo.is_empty());
+            let driver = s.drivers.iter().position(|d| d.life == Life::Running && !d.todo.is_empty());
+            match (daemon, driver) {
+                (Some(i), _) => self.make(s, Move::Carries(Who::Daemon(i as u8))),
+                (None, Some(d)) => self.make(s, Move::Carries(Who::Driver(d as u8))),
+                (None, None) => return,
+            }
+        }
     }
 
     fn make_fault(&self, s: &mut State, fault: Move) {
