@@ -189,9 +189,6 @@ impl<'a> Drive<'a> {
     // ---- Waiting.
 
     fn wait(&mut self) -> Result<()> {
-        if self.expire() {
-            return Ok(());
-        }
         let mut sources: Vec<(Source, BorrowedFd<'_>, Want)> = vec![];
         let channels = [(Source::Lease, self.lease.as_ref()), (Source::Watch, self.watch.as_ref())];
         let to_successor = self.successor.as_ref().and_then(|successor| successor.channel.as_ref());
@@ -215,6 +212,10 @@ impl<'a> Drive<'a> {
         for source in ready {
             self.attend(source);
         }
+        // Last: a driver that was stopped for a while finds its answers before it finds that they are late.
+        if self.inputs.is_empty() {
+            self.expire();
+        }
         self.tick();
         Ok(())
     }
@@ -229,12 +230,12 @@ impl<'a> Drive<'a> {
             && self.served.is_none()
     }
 
-    fn expire(&mut self) -> bool {
+    fn expire(&mut self) {
         let now = Instant::now();
-        let Some(at) = self.timers.iter().position(|(_, at)| *at <= now) else { return false };
-        let (timer, _) = self.timers.remove(at);
-        self.inputs.push_back(Input::Expired(timer));
-        true
+        if let Some(at) = self.timers.iter().position(|(_, at)| *at <= now) {
+            let (timer, _) = self.timers.remove(at);
+            self.inputs.push_back(Input::Expired(timer));
+        }
     }
 
     fn attend(&mut self, source: Source) {
@@ -454,6 +455,7 @@ impl<'a> Drive<'a> {
             Action::PassLease => self.pass_lease(),
             Action::CloseLease => self.lease = None,
             Action::Dismiss(reason) => self.dismiss(reason),
+            Action::KillSuccessor => self.kill_successor(),
             Action::FenceIncumbent => self.fence_incumbent(),
             Action::Inquire => {
                 let outcome = recover::inquire(self.control, &self.parties());
@@ -497,6 +499,7 @@ impl<'a> Drive<'a> {
         let length = match (timer, &self.machine.phase) {
             (Timer::Answer, _) => ANSWER,
             (Timer::WarmUp, _) => self.spec.warm_up,
+            (Timer::Dismissal, _) => DISMISSAL,
             (Timer::Silence, Phase::Baking) => {
                 self.spec.bake.unwrap_or_default() + self.spec.stand_by + MARGIN
             }
@@ -604,14 +607,21 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Sees the successor end: told first, then killed.
+    /// Tells the successor to go; where there is none, or none any more, that is the next input.
     fn dismiss(&mut self, reason: Reason) {
-        let Some(mut successor) = self.successor.take() else { return };
-        if let Some(channel) = &mut successor.channel {
-            // One that does not listen is killed below.
-            let _ = channel.send(&Message::Dismissed { reason }, &[]);
+        match self.successor.as_mut().and_then(|successor| successor.channel.as_mut()) {
+            // One that does not listen is killed when its time is up.
+            Some(channel) => drop(channel.send(&Message::Dismissed { reason }, &[])),
+            None => self.inputs.push_back(Input::SuccessorLost),
         }
-        successor.end();
+    }
+
+    fn kill_successor(&mut self) {
+        if let Some(successor) = &self.successor {
+            tracing::warn!(pid = successor.child.id(), "the successor does not go: killing it");
+            successor.kill();
+        }
+        self.successor_lost();
     }
 
     fn parties(&self) -> Parties {
@@ -637,7 +647,7 @@ impl<'a> Drive<'a> {
         self.measure();
         self.note_end(&outcome);
         let committed = outcome == Outcome::Committed;
-        let child = self.successor.take().map(|successor| successor.child).filter(|_| committed);
+        let child = self.successor.take().and_then(|successor| successor.end(committed));
         Ok(HandoffOutcome {
             handoff_id: self.handoff,
             committed,
@@ -701,19 +711,26 @@ impl Successor {
         }
     }
 
-    fn end(mut self) {
-        let told = Instant::now() + DISMISSAL;
-        if !self.leader.wait_dead(told).unwrap_or(false) {
+    /// Hands the child over if it serves. Otherwise it has ended, and what it has started ends too.
+    fn end(mut self, serves: bool) -> Option<Child> {
+        if serves {
+            return Some(self.child);
+        }
+        if !self.leader.wait_dead(Instant::now() + DISMISSAL).unwrap_or(false) {
             tracing::warn!(pid = self.child.id(), "the successor does not go: killing it");
         }
-        // Also where it is dead: what it has started is not.
+        self.kill();
+        // Reaps it; if it still lives, somebody else has to.
+        let _ = self.child.try_wait();
+        None
+    }
+
+    fn kill(&self) {
         match tree::kill(Some(&self.leader), &self.tree, Instant::now() + DISMISSAL) {
             Ok(killed) if killed.left.is_empty() => {}
             Ok(killed) => tracing::error!(left = ?killed.left, "processes of the successor are left over"),
             Err(e) => tracing::error!(error = %e, "unable to kill the successor's tree"),
         }
-        // Reaps it; if it still lives, somebody else has to.
-        let _ = self.child.try_wait();
     }
 }
 

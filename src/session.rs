@@ -174,19 +174,24 @@ impl Session {
 
     /// Returns the next thing that happened, if anything has.
     pub(crate) fn next_input(&mut self) -> Option<Input> {
-        if self.silence.is_some_and(|at| Instant::now() >= at) {
-            self.silence = None;
-            return Some(Input::Expired(Timer::Silence));
-        }
         // Looked at first: what it sent before it died is read before its death counts.
         let dead = self.incumbent.is_dead().unwrap_or(false);
         if let Some(input) = self.lease_input() {
             return Some(input);
         }
-        if let Some(input) = self.channel_input(dead) {
+        // Before the channel: whatever the driver still says, nobody else is there to serve.
+        if dead && self.minds(&Input::IncumbentLost) {
+            return Some(Input::IncumbentLost);
+        }
+        if let Some(input) = self.channel_input() {
             return Some(input);
         }
-        (dead && self.minds(&Input::IncumbentLost)).then_some(Input::IncumbentLost)
+        // Last: a process that was stopped for a while finds its answers before it finds that they are late.
+        if self.silence.is_some_and(|at| Instant::now() >= at) {
+            self.silence = None;
+            return Some(Input::Expired(Timer::Silence));
+        }
+        None
     }
 
     fn lease_input(&mut self) -> Option<Input> {
@@ -230,7 +235,7 @@ impl Session {
         }
     }
 
-    fn channel_input(&mut self, dead: bool) -> Option<Input> {
+    fn channel_input(&mut self) -> Option<Input> {
         if *self.phase() != Phase::Waiting {
             if self.channel.as_mut().is_some_and(|channel| channel.flush().is_err()) {
                 self.channel = None;
@@ -245,7 +250,7 @@ impl Session {
             Err(e) => {
                 tracing::debug!(error = %e, "the driver is lost");
                 self.channel = None;
-                Some(if dead { Input::IncumbentLost } else { Input::ChannelLost })
+                Some(Input::ChannelLost)
             }
         }
     }
@@ -254,8 +259,9 @@ impl Session {
         match (fds.pop(), fds.is_empty()) {
             (Some(lease), true) => {
                 self.lease = Some(Channel::new(lease));
+                let sealed = begin.sealed.clone();
                 self.begin = Some(begin);
-                Input::Begin
+                Input::Begin(sealed)
             }
             _ => Input::Dismissed(Reason::Protocol {
                 detail: "begin must carry one descriptor, the lease".to_owned(),

@@ -25,6 +25,8 @@ pub enum Phase {
     Orphaned,
     /// Both are silent or gone: the lock, the record and the control path are being asked.
     Inquiring,
+    /// The outcome is known; the successor was told to go, and its end is awaited.
+    Dismissing(Outcome),
     /// The end.
     Done(Outcome),
 }
@@ -91,7 +93,7 @@ pub enum Input {
     SuccessorDone,
     /// The successor's word: it gives up.
     SuccessorFailed(Reason),
-    /// The successor's process ended.
+    /// The successor's process ended and everything that it said has been read, or there never was one.
     SuccessorLost,
     /// The person at the terminal, or the health check, asked to undo.
     Cancel(String),
@@ -110,6 +112,8 @@ pub enum Timer {
     WarmUp,
     /// The incumbent's deadline and a margin: by then a verdict, or the incumbent is silent.
     Silence,
+    /// From telling a successor to go to killing it.
+    Dismissal,
 }
 
 /// Something to do.
@@ -133,8 +137,10 @@ pub enum Action {
     PassLease,
     /// Close this copy of the lease.
     CloseLease,
-    /// Tell the successor that the handoff is undone, and see it end.
+    /// Tell the successor, if it runs, that the handoff is undone.
     Dismiss(Reason),
+    /// Kill the successor's whole tree.
+    KillSuccessor,
     /// Kill the incumbent, which says nothing.
     FenceIncumbent,
     /// Ask the lock, the record and the control path.
@@ -195,7 +201,10 @@ impl Machine {
                 self.on_successor(input)
             }
             Input::SuccessorFailed(reason) => self.on_successor_gone(reason.clone()),
-            Input::SuccessorLost => self.on_successor_gone(Reason::SuccessorLost),
+            Input::SuccessorLost => match &self.phase {
+                P::Dismissing(outcome) => Go(P::Done(outcome.clone()), vec![Disarm(Timer::Dismissal)]),
+                _ => self.on_successor_gone(Reason::SuccessorLost),
+            },
             Input::Verdict(verdict) => self.on_verdict(verdict),
             Input::LeaseLost => self.on_lease_lost(),
             Input::WatchLost => self.on_watch_lost(),
@@ -248,6 +257,8 @@ impl Machine {
         match &self.phase {
             P::Warming | P::Rearming | P::Draining | P::Sealing => abort(reason),
             P::Orphaned => inquire(reason),
+            // It says that it goes, and its end follows.
+            P::Dismissing(_) => Ignore,
             // The incumbent sees it too, and decides.
             P::Deciding | P::Baking => Ignore,
             P::Preparing | P::Aborting(_) | P::Inquiring | P::Done(_) => Ignore,
@@ -256,7 +267,7 @@ impl Machine {
 
     fn on_verdict(&self, verdict: &Verdict) -> Row {
         match (&self.phase, verdict) {
-            (P::Done(_), _) => Ignore,
+            (P::Dismissing(_) | P::Done(_), _) => Ignore,
             (_, Verdict::Committed) => self.end(Outcome::Committed),
             (_, Verdict::RolledBack { reason }) => self.end(Outcome::RolledBack(reason.clone())),
             (_, Verdict::NothingServing { detail }) => self.end(Outcome::NothingServing(detail.clone())),
@@ -271,8 +282,10 @@ impl Machine {
             P::Warming | P::Rearming | P::Draining | P::Sealing => {
                 Go(P::Orphaned, vec![CloseLease, Arm(Timer::Silence)])
             }
-            P::Aborting(reason) => inquire(reason.clone()),
-            P::Deciding | P::Baking | P::Orphaned | P::Inquiring | P::Done(_) => Ignore,
+            P::Aborting(reason) => {
+                Go(P::Orphaned, vec![CloseLease, Arm(Timer::Silence), Dismiss(reason.clone())])
+            }
+            P::Deciding | P::Baking | P::Orphaned | P::Inquiring | P::Dismissing(_) | P::Done(_) => Ignore,
         }
     }
 
@@ -289,7 +302,7 @@ impl Machine {
             P::Preparing => self.end(Outcome::RolledBack(reason)),
             P::Warming | P::Rearming | P::Draining | P::Sealing => abort(reason),
             P::Deciding | P::Baking => Go(self.phase.clone(), vec![SendCancel(detail.to_owned())]),
-            P::Aborting(_) | P::Orphaned | P::Inquiring | P::Done(_) => Ignore,
+            P::Aborting(_) | P::Orphaned | P::Inquiring | P::Dismissing(_) | P::Done(_) => Ignore,
         }
     }
 
@@ -308,24 +321,45 @@ impl Machine {
                 Go(P::Orphaned, vec![FenceIncumbent, CloseLease, Arm(Timer::Silence)])
             }
             // Whoever is left kills a successor that hangs.
-            (P::Orphaned, Timer::Silence) => inquire(Reason::SuccessorHung),
+            (P::Orphaned, Timer::Silence) => Go(P::Inquiring, vec![CloseLease, KillSuccessor, Inquire]),
+            (P::Dismissing(outcome), Timer::Dismissal) => {
+                Go(P::Dismissing(outcome.clone()), vec![KillSuccessor])
+            }
             _ => Ignore,
         }
     }
 
+    /// Ends with this outcome, but not before a successor that is not needed any more has ended.
+    ///
+    /// It is told first and killed last: if the incumbent dies now, the successor may take the lock and serve, and then
+    /// it says so and the outcome is another one.
     fn end(&self, outcome: Outcome) -> Row {
-        let dismiss = match &outcome {
-            Outcome::Committed => None,
-            Outcome::RolledBack(reason) => Some(Dismiss(reason.clone())),
-            Outcome::Refused(_) => None,
+        let reason = match &outcome {
+            Outcome::RolledBack(reason) => reason.clone(),
             Outcome::NothingServing(detail) | Outcome::Undecided(detail) => {
-                Some(Dismiss(Reason::Failed { detail: detail.clone() }))
+                Reason::Failed { detail: detail.clone() }
             }
+            Outcome::Committed | Outcome::Refused(_) => return Go(P::Done(outcome), closing(None)),
         };
-        let mut actions = vec![Disarm(Timer::Answer), Disarm(Timer::Silence), CloseLease];
-        actions.extend(dismiss);
-        Go(P::Done(outcome), actions)
+        match &self.phase {
+            P::Preparing => Go(P::Done(outcome), closing(None)),
+            _ => Go(P::Dismissing(outcome), closing(Some(reason))),
+        }
     }
+}
+
+fn closing(dismissed: Option<Reason>) -> Vec<Action> {
+    let mut actions = vec![
+        Disarm(Timer::Answer),
+        Disarm(Timer::WarmUp),
+        Disarm(Timer::Silence),
+        Disarm(Timer::Dismissal),
+        CloseLease,
+    ];
+    if let Some(reason) = dismissed {
+        actions.extend([Arm(Timer::Dismissal), Dismiss(reason)]);
+    }
+    actions
 }
 
 fn abort(reason: Reason) -> Row {
@@ -350,6 +384,7 @@ impl Phase {
             P::Baking => "baking",
             P::Orphaned => "orphaned",
             P::Inquiring => "inquiring",
+            P::Dismissing(_) => "dismissing",
             P::Done(_) => "done",
         }
     }

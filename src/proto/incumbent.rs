@@ -115,6 +115,23 @@ pub struct Opened {
     pub fingerprint: [u8; 32],
 }
 
+impl Opened {
+    /// Returns why this must not be served: the successor's own checks failed, or it is not what was sealed.
+    pub fn mismatch(&self, sealed: Option<&SealReport>) -> Option<Reason> {
+        if !self.readiness.healthz_ok {
+            return Some(Reason::Unhealthy);
+        }
+        let sealed = sealed?;
+        if self.readiness.advertised_revision_per_shard != sealed.last_revision_per_shard {
+            return Some(Reason::StaleRevision {
+                sealed: sealed.last_revision_per_shard.clone(),
+                opened: self.readiness.advertised_revision_per_shard.clone(),
+            });
+        }
+        (self.fingerprint != sealed.data_dir_fingerprint).then_some(Reason::Fingerprint)
+    }
+}
+
 /// What the record said when the lock was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Found {
@@ -499,17 +516,7 @@ impl Machine {
     }
 
     fn mismatch(&self, opened: &Opened) -> Option<Reason> {
-        let sealed = self.run.as_ref().and_then(|run| run.sealed.as_ref())?;
-        if !opened.readiness.healthz_ok {
-            return Some(Reason::Unhealthy);
-        }
-        if opened.readiness.advertised_revision_per_shard != sealed.last_revision_per_shard {
-            return Some(Reason::StaleRevision {
-                sealed: sealed.last_revision_per_shard.clone(),
-                opened: opened.readiness.advertised_revision_per_shard.clone(),
-            });
-        }
-        (opened.fingerprint != sealed.data_dir_fingerprint).then_some(Reason::Fingerprint)
+        opened.mismatch(self.run.as_ref().and_then(|run| run.sealed.as_ref()))
     }
 
     fn leased_by(&self, conn: Conn) -> bool {
@@ -523,7 +530,10 @@ impl Machine {
     /// Keeps what an input told that later rows ask for.
     fn learn(&mut self, input: &Input, next: &Phase) {
         match input {
-            Input::Prepare(conn, terms) if *next == P::Prepared => {
+            // A second driver that is told `busy` in this phase changes nothing.
+            Input::Prepare(conn, terms)
+                if *next == P::Prepared && (self.phase == P::Serving || self.leased_by(*conn)) =>
+            {
                 self.run = Some(Run { lease: *conn, terms: terms.clone(), sealed: None, attached: false });
             }
             Input::SealReturned(Ok(report)) => {

@@ -2,6 +2,7 @@
 
 use super::Reason;
 use super::incumbent::{Found, Opened};
+use crate::drainable::SealReport;
 
 /// Where the successor is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -57,13 +58,17 @@ pub struct Machine {
     pub phase: Phase,
     /// The generation of the record that the handoff began with.
     pub expected: u64,
+    /// What the incumbent made final, once the lease came.
+    pub sealed: Option<SealReport>,
+    /// Why this successor must not serve what it has opened.
+    pub unfit: Option<Reason>,
 }
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
-    /// The driver passed the lease.
-    Begin,
+    /// The driver passed the lease, and what was sealed.
+    Begin(SealReport),
     /// The driver called the handoff off.
     Dismissed(Reason),
     /// The driver's end of the channel closed.
@@ -181,7 +186,7 @@ use Row::{Go, Ignore, Impossible};
 impl Machine {
     /// Returns a successor that waits for a handoff which began with this generation.
     pub fn new(expected: u64) -> Self {
-        Self { phase: P::Waiting, expected }
+        Self { phase: P::Waiting, expected, sealed: None, unfit: None }
     }
 
     /// Takes one step.
@@ -194,6 +199,7 @@ impl Machine {
     pub fn apply(&mut self, input: &Input, row: Row) -> Result<Vec<Action>, Input> {
         match row {
             Go(phase, actions) => {
+                self.learn(input);
                 self.phase = phase;
                 Ok(actions)
             }
@@ -205,7 +211,7 @@ impl Machine {
     /// Returns what the table says for this state and this input.
     pub fn row(&self, input: &Input) -> Row {
         match input {
-            Input::Begin | Input::Dismissed(_) | Input::ChannelLost => self.on_channel(input),
+            Input::Begin(_) | Input::Dismissed(_) | Input::ChannelLost => self.on_channel(input),
             Input::Granted(_) | Input::Aborted(_) | Input::Finalize | Input::StepDown(_) => {
                 self.on_word(input)
             }
@@ -219,7 +225,7 @@ impl Machine {
 
     fn on_channel(&self, input: &Input) -> Row {
         match (&self.phase, input) {
-            (P::Waiting, Input::Begin) => {
+            (P::Waiting, Input::Begin(_)) => {
                 Go(P::Locking(Title::Lease), vec![Arm(Timer::Silence), Send(M::Attach), TryLock])
             }
             (P::Waiting, Input::Dismissed(r)) => Go(P::Gone(r.clone()), vec![]),
@@ -255,8 +261,12 @@ impl Machine {
             P::Waiting => Go(P::Locking(Title::Crash), vec![TryLock]),
             P::Locking(_) => Go(P::Locking(Title::Crash), vec![]),
             P::Opening(_) => Go(P::Opening(Title::Crash), vec![]),
-            // The lock is in this hand, and nobody is left who could refuse.
-            P::Announced => Go(P::Recording(Trial::No), vec![Disarm(Timer::Silence), Persist(Trial::No)]),
+            // Nobody is left who could refuse: it refuses itself, and whoever starts next starts what was before.
+            P::Announced => match &self.unfit {
+                Some(reason) => give_up(reason.clone()),
+                // The lock is in this hand.
+                None => Go(P::Recording(Trial::No), vec![Disarm(Timer::Silence), Persist(Trial::No)]),
+            },
             P::OnTrial => Go(P::Finalizing, vec![Disarm(Timer::Silence), Persist(Trial::No)]),
             // There is nobody left to take over: what was to be a trial becomes final when it serves.
             P::Recording(_)
@@ -294,9 +304,10 @@ impl Machine {
             (P::Opening(Title::Lease), Input::Opened(opened)) => {
                 Go(P::Announced, vec![Send(M::Ready(opened.clone()))])
             }
-            (P::Opening(Title::Crash), Input::Opened(_)) => {
-                Go(P::Recording(Trial::No), vec![Disarm(Timer::Silence), Persist(Trial::No)])
-            }
+            (P::Opening(Title::Crash), Input::Opened(opened)) => match self.mismatch(opened) {
+                Some(reason) => give_up(reason),
+                None => Go(P::Recording(Trial::No), vec![Disarm(Timer::Silence), Persist(Trial::No)]),
+            },
             (P::Recording(trial), Input::Persisted) => Go(P::Serving(*trial), vec![Serve]),
             // Only now: the path is renamed into place after the gap, not inside it.
             (P::Serving(trial), Input::ServeCalled) => Go(P::Binding(*trial), vec![BindControl]),
@@ -307,14 +318,36 @@ impl Machine {
             (P::Finalizing, Input::Persisted) => Go(P::Promoted, vec![Send(M::Done), Tell(News::Done)]),
             (P::SteppingDown(r), Input::SteppedDown) => Go(P::Gone(r.clone()), vec![Send(M::SteppedDown)]),
             (P::Gone(_), _) => Ignore,
+            // It may still write: the lock goes with the process and not before it.
+            (
+                P::Serving(_) | P::Binding(_) | P::OnTrial | P::Finalizing | P::SteppingDown(_),
+                Input::Failed(detail),
+            ) => leave(Reason::Failed { detail: detail.clone() }),
             (_, Input::Failed(detail)) => give_up(Reason::Failed { detail: detail.clone() }),
             _ => Impossible,
+        }
+    }
+
+    fn mismatch(&self, opened: &Opened) -> Option<Reason> {
+        opened.mismatch(self.sealed.as_ref())
+    }
+
+    /// Keeps what an input told that later rows ask for.
+    fn learn(&mut self, input: &Input) {
+        match input {
+            Input::Begin(sealed) => self.sealed = Some(sealed.clone()),
+            Input::Opened(opened) => self.unfit = self.mismatch(opened),
+            _ => {}
         }
     }
 }
 
 fn give_up(reason: Reason) -> Row {
     Go(P::Gone(reason.clone()), vec![Unlock, Tell(News::Failed(reason))])
+}
+
+fn leave(reason: Reason) -> Row {
+    Go(P::Gone(reason.clone()), vec![Tell(News::Failed(reason))])
 }
 
 fn unexpected(word: &Input, phase: &Phase) -> Reason {
