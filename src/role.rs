@@ -93,7 +93,8 @@ impl Successor {
             }
         };
         let copies = self.listeners.copies()?;
-        let session = Session::new(self.channel, incumbent, offer, build_id);
+        let identity = Identity::of_this_process(&build_id)?;
+        let session = Session::new(self.channel, incumbent, offer, identity)?;
         Ok(HandshookSuccessor { session, listeners: self.listeners, copies })
     }
 
@@ -222,7 +223,7 @@ impl BegunSuccessor {
             generation: record.as_ref().map_or(0, |record| record.generation),
             standing: record.as_ref().map_or(Standing::Final, |record| record.standing),
         };
-        let identity = Identity::of_this_process(&self.session.build_id, record)?;
+        let identity = self.session.identity.clone().following(record);
         let generation = found.generation + 1;
         let mut actions = VecDeque::from(self.session.step(Input::Locked(found)));
         loop {
