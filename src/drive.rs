@@ -40,6 +40,8 @@ pub(crate) struct Drive<'a> {
     program: Program,
     listeners: Vec<(String, OwnedFd)>,
     journal: Option<Journal>,
+    /// What the journal is to be told as soon as nobody waits for this process.
+    untold: Vec<(Stamp, Entry)>,
     observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
     handoff: String,
     machine: Machine,
@@ -98,6 +100,7 @@ impl<'a> Drive<'a> {
             program,
             listeners,
             journal,
+            untold: vec![],
             observer,
             handoff: new_id(),
             machine,
@@ -198,7 +201,7 @@ impl<'a> Drive<'a> {
     fn enter(&mut self) -> Result<()> {
         let phase = self.machine.phase.name();
         self.measured.phases.push(PhaseMark { phase: phase.to_owned(), at_us: clock::monotonic_us() });
-        self.note(Entry::Phase { name: phase.to_owned() });
+        self.note_later(Entry::Phase { name: phase.to_owned() });
         let wish = (self.observer)(&Event::Phase(phase));
         self.heed(wish);
         Ok(())
@@ -206,9 +209,23 @@ impl<'a> Drive<'a> {
 
     /// The journal tells what happened; it does not decide, so a full disk does not undo a handoff.
     fn note(&mut self, entry: Entry) {
+        self.note_later(entry);
+        self.tell_journal();
+    }
+
+    /// Notes with this moment what is written down when the others are at work: no client waits for the journal.
+    fn note_later(&mut self, entry: Entry) {
+        if self.journal.is_some() {
+            self.untold.push((Stamp::now(), entry));
+        }
+    }
+
+    fn tell_journal(&mut self) {
         let Some(journal) = &mut self.journal else { return };
-        if let Err(e) = journal.append(&self.handoff, Actor::Driver, entry) {
-            tracing::warn!(error = %e, "the journal misses a record");
+        for (stamp, entry) in self.untold.drain(..) {
+            if let Err(e) = journal.append_stamped(&self.handoff, Actor::Driver, entry, stamp) {
+                tracing::warn!(error = %e, "the journal misses a record");
+            }
         }
     }
 
@@ -224,6 +241,12 @@ impl<'a> Drive<'a> {
     // ---- Waiting.
 
     fn wait(&mut self) -> Result<()> {
+        // Now the others are at work, and nobody waits for this process.
+        self.tell_journal();
+        self.tick();
+        if !self.inputs.is_empty() {
+            return Ok(());
+        }
         let mut sources: Vec<(Source, BorrowedFd<'_>, Want)> = vec![];
         let channels = [(Source::Lease, self.lease.as_ref()), (Source::Watch, self.watch.as_ref())];
         let to_successor = self.successor.as_ref().and_then(|successor| successor.channel.as_ref());
@@ -256,7 +279,6 @@ impl<'a> Drive<'a> {
         if self.inputs.is_empty() {
             self.expire();
         }
-        self.tick();
         Ok(())
     }
 
@@ -424,6 +446,7 @@ impl<'a> Drive<'a> {
     }
 
     fn journal_incumbents_phases(&mut self, phases: &[PhaseMark]) {
+        self.tell_journal();
         let (Some(journal), Some((prepared, _))) = (&mut self.journal, &self.prepared) else { return };
         let (wall_ms, mono_us) = (clock::wall_ms(), clock::monotonic_us());
         for mark in phases {
@@ -598,6 +621,7 @@ impl<'a> Drive<'a> {
 
     /// A journal that cannot be begun refuses the swap: nothing has changed yet.
     fn note_begun(&mut self) -> Result<()> {
+        self.tell_journal();
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let prepared = self.prepared.as_ref().map(|(prepared, _)| prepared);
         let entry = Entry::Begun {
@@ -752,6 +776,7 @@ impl<'a> Drive<'a> {
     }
 
     fn note_end(&mut self, outcome: &Outcome) {
+        self.tell_journal();
         let entry = match outcome {
             Outcome::Committed => Entry::Committed {
                 generation: self.served.map_or(0, |served| served.generation),

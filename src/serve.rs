@@ -281,12 +281,12 @@ impl<'a, D: Drainable> Server<'a, D> {
             self.feed_session(successor::Input::ServeCalled);
         }
         while self.end.is_none() {
-            let ready = self.wait()?;
-            self.expire();
-            for source in ready {
+            for source in self.wait()? {
                 self.attend(source);
             }
             self.attend_session();
+            // Last: a process that was stopped for a while finds its answers before it finds that they are late.
+            self.expire();
             self.stop_if_asked();
         }
         self.leave()
@@ -936,7 +936,7 @@ impl<'a, D: Drainable> Server<'a, D> {
             Ok(true) => self.named_holders = false,
             Ok(false) => {
                 self.name_holders();
-                return Input::LockBusy;
+                return self.overtaken().unwrap_or(Input::LockBusy);
             }
             Err(e) => return Input::LockFailed(e.to_string()),
         }
@@ -947,6 +947,14 @@ impl<'a, D: Drainable> Server<'a, D> {
             Ok(None) => Input::LockFailed("the owner record is gone".to_owned()),
             Err(e) => Input::LockFailed(e.to_string()),
         }
+    }
+
+    /// Looks at the record without the lock: what is final stays so, whoever holds the lock now.
+    fn overtaken(&self) -> Option<Input> {
+        let record = self.incumbent.lock.record().ok()??;
+        let is_over =
+            record.standing == Standing::Final && record.generation > self.incumbent.machine.generation;
+        is_over.then_some(Input::Overtaken(record.generation))
     }
 
     /// Once: to find them takes a look at every process there is, and the lock is tried many times a second.
@@ -998,6 +1006,10 @@ impl<'a, D: Drainable> Server<'a, D> {
             End::Committed => Ok(Ended::Committed(self.ended.clone())),
             End::Failed(detail) => Err(Error::Hook { hook: "resume_after_abort", detail: detail.clone() }),
             End::Superseded => self.superseded(),
+            End::Overtaken { found } => {
+                let expected = self.incumbent.machine.generation;
+                Ok(Ended::SteppedDown(Reason::TooLate { expected, found: *found }))
+            }
         });
     }
 

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use crate::channel::{Channel, Incoming};
 use crate::error::{Error, Result};
+use crate::incumbent::Identity;
 use crate::proto::Reason;
 use crate::proto::incumbent::Opened;
 use crate::proto::successor::{Action, Input, Machine, Message as Word, News, Phase, Timer, Trial};
 use crate::proto::wire::{Attach, Begin, Message, Offer, Ready, Served};
 use crate::sys::poll::{self, Want};
-use crate::sys::process::{PidFd, ProcessId, Signal};
+use crate::sys::process::{PidFd, Signal};
 
 /// A successor in a handoff, from its handshake until it is the incumbent.
 #[derive(Debug)]
@@ -23,7 +24,9 @@ pub(crate) struct Session {
     incumbent: PidFd,
     pub(crate) offer: Offer,
     pub(crate) begin: Option<Begin>,
-    pub(crate) build_id: String,
+    pub(crate) identity: Identity,
+    /// This process's own, to be sent with its first word.
+    own_pidfd: PidFd,
     pub(crate) bake: Option<Duration>,
     silence: Option<Instant>,
     /// What was served, for `serving` and `done`.
@@ -31,20 +34,25 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(channel: Channel, incumbent: PidFd, offer: Offer, build_id: String) -> Self {
+    /// # Errors
+    ///
+    /// EMFILE and the like.
+    pub(crate) fn new(channel: Channel, incumbent: PidFd, offer: Offer, identity: Identity) -> Result<Self> {
+        let own_pidfd = PidFd::current().map_err(|e| Error::io("open a pidfd of this process", e))?;
         let machine = Machine::new(offer.generation);
-        Self {
+        Ok(Self {
             machine,
             channel: Some(channel),
             lease: None,
             incumbent,
             offer,
             begin: None,
-            build_id,
+            identity,
+            own_pidfd,
             bake: None,
             silence: None,
             served: None,
-        }
+        })
     }
 
     pub(crate) fn phase(&self) -> &Phase {
@@ -120,7 +128,7 @@ impl Session {
     fn send(&mut self, word: &Word) {
         let Some(lease) = &mut self.lease else { return };
         let sent = match word {
-            Word::Attach => send_attach(lease, &self.offer, &self.build_id),
+            Word::Attach => send_attach(lease, &self.offer, &self.identity, &self.own_pidfd),
             Word::Ready(opened) => lease.send(&ready(opened), &[]),
             Word::Serving => self.served.map_or(Ok(()), |served| lease.send(&Message::Serving(served), &[])),
             Word::Done => self.served.map_or(Ok(()), |served| lease.send(&Message::Done(served), &[])),
@@ -300,10 +308,12 @@ impl Drop for Session {
     }
 }
 
-fn send_attach(lease: &mut Channel, offer: &Offer, build_id: &str) -> Result<()> {
-    let pidfd = PidFd::current().map_err(|e| Error::io("open a pidfd of this process", e))?;
-    let process = ProcessId::current().map_err(|e| Error::io("read this process's start time", e))?;
-    let attach = Attach { process, tree: offer.tree.clone(), build_id: build_id.to_owned() };
+fn send_attach(lease: &mut Channel, offer: &Offer, identity: &Identity, pidfd: &PidFd) -> Result<()> {
+    let attach = Attach {
+        process: identity.process(),
+        tree: offer.tree.clone(),
+        build_id: identity.owner.build_id.clone(),
+    };
     lease.send(&Message::Attach(attach), &[pidfd.as_fd()])
 }
 

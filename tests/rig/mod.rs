@@ -93,7 +93,7 @@ impl Rig {
     }
 
     pub fn driver(&self, program: &Path, keys: &[&str], successor: &[&str]) -> Command {
-        let mut command = Command::new(example("driver"));
+        let mut command = Command::new(example("swapper"));
         command.arg(self.control()).arg(self.data()).arg(program);
         command.args(["deadline=20000", "warm-up=20000", "stand-by=20000", "margin=1000"]);
         command.args(keys).arg("--").args(successor);
