@@ -10,3 +10,4 @@ mod rig;
 mod driver;
 mod incumbent;
 mod successor;
+mod syscalls;

@@ -129,8 +129,13 @@ fn run(addr: SocketAddr, client: usize, stop: &AtomicBool, acknowledged: &Atomic
 
 /// Asks one question on a connection of its own.
 pub fn ask(addr: SocketAddr, question: &str) -> std::io::Result<String> {
-    let mut connection = TcpStream::connect_timeout(&addr, PATIENCE)?;
-    connection.set_read_timeout(Some(PATIENCE))?;
+    ask_for(addr, question, PATIENCE)
+}
+
+/// As [`ask`], and waits for so long.
+pub fn ask_for(addr: SocketAddr, question: &str, patience: Duration) -> std::io::Result<String> {
+    let mut connection = TcpStream::connect_timeout(&addr, patience)?;
+    connection.set_read_timeout(Some(patience))?;
     writeln!(connection, "{question}")?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer)?;

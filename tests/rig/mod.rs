@@ -16,11 +16,14 @@ use handoff::control::Control;
 use handoff::proto::record::{OwnerRecord, Standing};
 use handoff::proto::wire::Status;
 
-pub use ledger::{Disturbed, Load, ask};
+pub use ledger::{Disturbed, Load, ask, ask_for};
 pub use process::{Process, example};
 
 /// Long enough for any machine; a test that waits so long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long whoever is looked at may take to answer; it is looked at again.
+const BRIEFLY: Duration = Duration::from_millis(500);
 
 /// What a machine under load may add to a deadline.
 pub const SLACK: Duration = Duration::from_secs(4);
@@ -100,6 +103,14 @@ impl Rig {
         command
     }
 
+    /// Writes a shell script that can stand between a driver and a daemon.
+    pub fn script(&self, body: &str) -> PathBuf {
+        let path = self.dir.path().join("script");
+        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        path
+    }
+
     pub fn connect(&self) -> handoff::Result<Control> {
         Control::connect(self.control(), "test", Instant::now() + PATIENCE)
     }
@@ -122,7 +133,7 @@ impl Rig {
     }
 
     fn connect_briefly(&self) -> Option<Status> {
-        let soon = Instant::now() + Duration::from_millis(500);
+        let soon = Instant::now() + BRIEFLY;
         Control::connect(self.control(), "test", soon).and_then(|mut control| control.status(soon)).ok()
     }
 
@@ -148,12 +159,30 @@ impl Rig {
         pid
     }
 
+    /// As [`settle_within`](Self::settle_within), where perhaps nobody is left; returns whether one had to be started.
+    pub fn settle_or_restart(&mut self, limit: Duration) -> bool {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let found = self.look(&[]);
+            if found.alive.is_empty() {
+                self.restart();
+                self.settle(&[]);
+                return true;
+            }
+            if found.verdict().is_ok() || Instant::now() > until {
+                self.settle_within(limit);
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     fn look(&self, stopped: &[u32]) -> Found {
         let mut alive = process::with_argument(&self.data());
         alive.retain(|pid| !stopped.contains(pid));
         Found {
             alive,
-            answers: ask(self.addr(), "PID").ok().and_then(|pid| pid.trim().parse().ok()),
+            answers: ask_for(self.addr(), "PID", BRIEFLY).ok().and_then(|pid| pid.trim().parse().ok()),
             status: self.connect_briefly(),
             holders: DataDirLock::who(self.data()).unwrap().iter().map(|holder| holder.pid).collect(),
             record: DataDirLock::read_record(self.data()).unwrap().record,

@@ -142,7 +142,7 @@ fn state(pid: u32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// Returns the living processes that have this path among their arguments.
+/// Returns the living processes that have this path among their arguments; a tracer does not count.
 pub fn with_argument(path: &Path) -> Vec<u32> {
     let pids = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -151,7 +151,8 @@ pub fn with_argument(path: &Path) -> Vec<u32> {
 
 fn names(pid: u32, path: &Path) -> bool {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    line.split(|byte| *byte == 0).any(|word| word == path.as_os_str().as_bytes())
+    let is_tracer = line.starts_with(b"strace\0");
+    !is_tracer && line.split(|byte| *byte == 0).any(|word| word == path.as_os_str().as_bytes())
 }
 
 /// Returns an example's program. `cargo test` builds them, `cargo test --test NAME` does not.
