@@ -49,6 +49,8 @@ pub struct SpawnSpec {
     pub bake: Option<Duration>,
     /// The directory of a control group, made for the successor alone, to start it in.
     pub cgroup: Option<PathBuf>,
+    /// The directory to start it in; this process's unless given.
+    pub directory: Option<PathBuf>,
 }
 
 impl Default for SpawnSpec {
@@ -63,6 +65,7 @@ impl Default for SpawnSpec {
             stand_by: Duration::from_secs(10),
             bake: None,
             cgroup: None,
+            directory: None,
         }
     }
 }
@@ -113,8 +116,14 @@ pub struct Measured {
     pub queue_limit: Option<u32>,
     /// Connections that found a queue full, on the whole machine (or network namespace), from beginning to end.
     pub overflows: Option<u64>,
+    /// When the incumbent's drain hook was called: the gap's beginning (CLOCK_MONOTONIC, microseconds).
+    pub stopped_us: Option<u64>,
+    /// When the successor could accept: the gap's end (CLOCK_MONOTONIC, microseconds).
+    pub serving_us: Option<u64>,
     /// The phases as the driver saw them.
     pub phases: Vec<PhaseMark>,
+    /// The phases as the incumbent saw them, where it lived to tell.
+    pub incumbent_phases: Vec<PhaseMark>,
 }
 
 /// What a swap's observer is told.
