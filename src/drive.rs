@@ -17,7 +17,7 @@ use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Ser
 use crate::proto::{Reason, Terms};
 use crate::recover::{self, Parties};
 use crate::role::{check_hello, own_hello, pidfd};
-use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, SpawnSpec, Wish, new_id};
+use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, Output, SpawnSpec, Wish, new_id};
 use crate::sys::poll::{self, Want};
 use crate::sys::process::{PidFd, Signal};
 use crate::sys::spawn::{Image, Program, Spawn};
@@ -39,6 +39,8 @@ pub(crate) struct Drive<'a> {
     spec: SpawnSpec,
     program: Program,
     listeners: Vec<(String, OwnedFd)>,
+    /// Standard output and error for the successor, where they are not ours.
+    stdio: Option<[OwnedFd; 2]>,
     journal: Option<Journal>,
     /// What the journal is to be told as soon as nobody waits for this process.
     untold: Vec<(Stamp, Entry)>,
@@ -97,6 +99,7 @@ impl<'a> Drive<'a> {
             spec,
             program,
             listeners,
+            stdio: None,
             journal,
             untold: vec![],
             observer,
@@ -177,6 +180,9 @@ impl<'a> Drive<'a> {
         }
         let lease = Control::connect(self.control, "handoff driver", deadline)?;
         let is_same = lease.hello().process == watch.hello().process;
+        if self.spec.output == Output::Incumbents {
+            self.stdio = fetch_stdio(&mut watch, deadline)?;
+        }
         self.watch = Some(watch.into_channel());
         self.lease = Some(lease.into_channel());
         Ok(is_same)
@@ -650,6 +656,9 @@ impl<'a> Drive<'a> {
         spawn.new_session = true;
         spawn.cgroup.clone_from(&self.spec.cgroup);
         spawn.directory.clone_from(&self.spec.directory);
+        if let Some([stdout, stderr]) = &self.stdio {
+            (spawn.stdout, spawn.stderr) = (Some(stdout.as_fd()), Some(stderr.as_fd()));
+        }
         let child = spawn.spawn()?;
         let leader = PidFd::open(child.id())
             .map_err(|e| Error::io(format!("open a pidfd of pid {}", child.id()), e))?;
@@ -872,6 +881,20 @@ impl Successor {
             Ok(killed) => tracing::error!(left = ?killed.left, "processes of the successor are left over"),
             Err(e) => tracing::error!(error = %e, "unable to kill the successor's tree"),
         }
+    }
+}
+
+fn fetch_stdio(incumbent: &mut Control, deadline: Instant) -> Result<Option<[OwnedFd; 2]>> {
+    match incumbent.stdio(deadline) {
+        Ok(stdio) => Ok(Some(stdio)),
+        Err(Error::Refused { reason }) => {
+            tracing::warn!(
+                reason,
+                "the successor writes where this process does, not where the incumbent does"
+            );
+            Ok(None)
+        }
+        Err(e) => Err(e),
     }
 }
 

@@ -53,6 +53,19 @@ pub struct SpawnSpec {
     pub cgroup: Option<PathBuf>,
     /// The directory to start it in; this process's unless given.
     pub directory: Option<PathBuf>,
+    /// Where its standard output and error go.
+    pub output: Output,
+}
+
+/// Where a successor's standard output and error go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Output {
+    /// Where this process's go, for as long as the successor lives: right for a supervisor, which stays.
+    #[default]
+    Inherit,
+    /// Where the incumbent's go, so that the successor logs there and a command that drives the swap can end. From an
+    /// incumbent that does not give them it is as [`Inherit`](Self::Inherit).
+    Incumbents,
 }
 
 impl Default for SpawnSpec {
@@ -69,6 +82,7 @@ impl Default for SpawnSpec {
             margin: Duration::from_secs(2),
             cgroup: None,
             directory: None,
+            output: Output::default(),
         }
     }
 }

@@ -8,7 +8,7 @@ use handoff::control::Control;
 use handoff::error::Error;
 use handoff::proto::driver::{Outcome, Refusal};
 use handoff::proto::wire::{PhaseMark, Status};
-use handoff::supervisor::{Event, HandoffOutcome, Measured, SpawnSpec, Supervisor, Wish};
+use handoff::supervisor::{self, Event, HandoffOutcome, Measured, SpawnSpec, Supervisor, Wish};
 use handoff::sys::process;
 use handoff::sys::signals::{Termination, Terminations};
 use handoff::sys::spawn::Program;
@@ -76,6 +76,10 @@ pub struct Args {
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
 
+    /// Where PROG's standard output and error go
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t = Output::Daemon)]
+    output: Output,
+
     /// Start PROG in this control group, which must be for it alone
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
@@ -99,6 +103,15 @@ pub struct Args {
     /// Its arguments [default: those of the running daemon]
     #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
+}
+
+/// Where the successor writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// Where the running daemon's go, so that this command can end and its terminal can be closed
+    Daemon,
+    /// Where this command's go
+    Own,
 }
 
 const EXAMPLES: &str = "
@@ -206,6 +219,11 @@ fn spec(args: &Args, running: &Status) -> anyhow::Result<SpawnSpec> {
         stand_by: args.stand_by,
         bake: args.bake,
         cgroup: args.cgroup.clone(),
+        output: match args.output {
+            Output::Daemon => supervisor::Output::Incumbents,
+            Output::Own => supervisor::Output::Inherit,
+        },
+        ..SpawnSpec::default()
     })
 }
 
