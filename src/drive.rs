@@ -759,13 +759,14 @@ impl<'a> Drive<'a> {
         self.hear_incumbent_out();
         self.measure();
         self.note_serving();
-        self.note_end(&outcome);
+        let why = self.why(&outcome);
+        self.note_end(&outcome, why.clone());
         let committed = outcome == Outcome::Committed;
         let child = self.successor.take().and_then(|successor| successor.end(committed));
         Ok(HandoffOutcome {
             handoff_id: self.handoff,
             committed,
-            abort_reason: recover::reason_of(&outcome).map(AbortReason),
+            abort_reason: why.map(AbortReason),
             child,
             outcome,
             measured: self.measured,
@@ -815,7 +816,19 @@ impl<'a> Drive<'a> {
             self.overflows_before.zip(overflows()).map(|(before, after)| after.saturating_sub(before));
     }
 
-    fn note_end(&mut self, outcome: &Outcome) {
+    /// Why it was undone; of a successor that died, the driver alone knows how: it is its parent.
+    fn why(&mut self, outcome: &Outcome) -> Option<String> {
+        if let Outcome::RolledBack(Reason::SuccessorLost | Reason::LeaseLost) = outcome
+            && let Some(successor) = &mut self.successor
+            && successor.leader.wait_dead(Instant::now() + LAST_WORDS).unwrap_or(false)
+            && let Ok(Some(status)) = successor.child.try_wait()
+        {
+            return Some(format!("the successor died ({status})"));
+        }
+        recover::reason_of(outcome)
+    }
+
+    fn note_end(&mut self, outcome: &Outcome, why: Option<String>) {
         self.tell_journal();
         let entry = match outcome {
             Outcome::Committed => Entry::Committed {
@@ -828,7 +841,9 @@ impl<'a> Drive<'a> {
                     .map_or(String::new(), |successor| successor.build_id.clone()),
                 gap_us: self.measured.gap_us,
             },
-            Outcome::RolledBack(reason) => Entry::RolledBack { reason: reason.to_string() },
+            Outcome::RolledBack(reason) => {
+                Entry::RolledBack { reason: why.unwrap_or_else(|| reason.to_string()) }
+            }
             Outcome::Refused(_) => return,
             Outcome::NothingServing(detail) | Outcome::Undecided(detail) => {
                 Entry::Undecided { detail: detail.clone() }

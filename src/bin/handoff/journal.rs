@@ -313,10 +313,11 @@ impl Answer {
             evidence.push(of_record(record, path, args_dropped));
         }
         if let Some(noted) = &in_journal {
-            let agrees = record.as_ref().map(|record| record.generation == noted.generation);
+            // A rollback and a restart count generations, and change nothing about the program.
+            let agrees = program.as_ref().map(|program| *program == program_of(noted));
             let word = match agrees {
                 Some(true) => "the journal agrees",
-                Some(false) => "the journal knows of another generation",
+                Some(false) => "the journal knows of another program",
                 None => "the journal says so, and there is no owner record",
             };
             evidence.push(format!("{word}: generation {}, {}", noted.generation, noted.evidence));
