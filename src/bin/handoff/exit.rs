@@ -11,6 +11,8 @@ pub enum Exit {
     Done = 0,
     /// The answer was no, and nothing changed: refused, busy, or the lock is held.
     Refused = 1,
+    /// It was tried out, and a promise was not kept.
+    CheckFailed = 2,
     /// The handoff was rolled back, and the incumbent serves.
     RolledBack = 3,
     /// It took too long and was rolled back.

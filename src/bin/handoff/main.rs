@@ -1,8 +1,8 @@
 //! The `handoff` command: replaces the binary of a running stateful daemon.
 
+mod demo;
 mod exit;
 mod kvd;
-#[cfg(test)]
 mod load;
 mod logging;
 
@@ -23,18 +23,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Kvd(kvd::Args),
 }
 
 impl Command {
     fn name(&self) -> &'static str {
         match self {
+            Self::Demo(_) => "demo",
             Self::Kvd(_) => "kvd",
         }
     }
 
     fn run(self) -> anyhow::Result<Exit> {
         match self {
+            Self::Demo(args) => demo::run(args),
             Self::Kvd(args) => kvd::run(args),
         }
     }

@@ -34,6 +34,7 @@ impl Rig {
             settings: Settings { dir: dir.path().into(), compact_from: 1 << 16, max_memory: 1 << 30 },
             identity: Identity { build_id: "test".into(), role: "cold start" },
             max_clients: 1000,
+            loses_a_write: false,
             on_shutdown: Box::new(|| {}),
         };
         let opened = Warm::open(dir.path(), Some(1)).unwrap().finish().unwrap();

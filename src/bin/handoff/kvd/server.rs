@@ -18,6 +18,7 @@ use super::commands::{self, Section, Session, Setting, Then};
 use super::commit::{Failure, Progress};
 use super::conn::{Arrived, Conn};
 use super::data::{Data, Settings};
+use super::resp::Reply as _;
 use super::store::{Opened, State};
 
 /// How long a drain waits for the first or the rest of a request on a connection that was accepted but is silent.
@@ -49,6 +50,8 @@ pub struct Config {
     pub identity: Identity,
     /// The most connections at a time.
     pub max_clients: usize,
+    /// Whether the next SET is acknowledged and not made, so that tests can see such a loss found.
+    pub loses_a_write: bool,
     /// Called when a client asks for a shutdown.
     pub on_shutdown: Box<dyn Fn() + Send>,
 }
@@ -637,6 +640,11 @@ impl Core {
 
     fn execute(&mut self, args: &[&[u8]], out: &mut Vec<u8>) -> (Then, u64) {
         self.counts.commands += 1;
+        if self.config.loses_a_write && args.first().is_some_and(|name| name.eq_ignore_ascii_case(b"set")) {
+            self.config.loses_a_write = false;
+            out.simple("OK");
+            return (Then::Continue, 0);
+        }
         let refusal = self.data.refusal();
         let facts = Facts {
             config: &self.config,
