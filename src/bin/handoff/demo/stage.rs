@@ -242,9 +242,8 @@ impl<'a> Stage<'a> {
         }
         let kind = tried.ended.kind.as_str();
         let as_said = match scenario.expected {
-            Expected::Commits => kind == "committed",
+            Expected::Commits | Expected::Superseded => kind == "committed",
             Expected::RollsBack(reasons) => reasons.contains(&kind),
-            Expected::Superseded => true,
         };
         if !as_said {
             row.problems.push(format!("unexpected: {kind} {}", tried.ended.reason));
