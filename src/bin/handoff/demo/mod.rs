@@ -84,7 +84,8 @@ fn clear_whatever_happens(premises: &Arc<Premises>) -> anyhow::Result<()> {
     std::thread::spawn(move || {
         if let Ok(signal) = terminations.wait() {
             theirs.clear();
-            eprintln!("handoff demo: stopped by {}", signal.name());
+            // A spinner may be in this line.
+            eprintln!("\nhandoff demo: stopped by {}; nothing was left running", signal.name());
             std::process::exit(Exit::Undecided as i32);
         }
     });

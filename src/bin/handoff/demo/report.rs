@@ -112,6 +112,9 @@ impl Row {
             // Writing to a string does not fail.
             let _ = write!(line, ", {} serves (pid {})", self.version, self.pid);
         }
+        if let [first, .., last] = self.gaps_us[..] {
+            let _ = write!(line, ", gaps of {first} to {last} us");
+        }
         if !self.problems.is_empty() {
             let _ = write!(line, "; {}", self.problems.join("; "));
         }
@@ -192,13 +195,13 @@ impl Report {
     }
 }
 
-/// How wide the name of a scenario and its outcome may be in the table.
-const HEADINGS: [&str; 12] = [
-    "scenario", "clients", "expected", "outcome", "serves", "gap us", "stall ms", "written", "lost",
-    "refused", "reset", "eof",
+/// The table's first line.
+const HEADINGS: [&str; 11] = [
+    "scenario", "expected", "outcome", "serves", "gap us", "stall ms", "written", "lost", "refused", "reset",
+    "eof",
 ];
 /// The columns from this one on are numbers.
-const NUMBERS: usize = 5;
+const NUMBERS: usize = 4;
 
 impl fmt::Display for Report {
     /// Prints the table, the totals and the verdict.
@@ -242,7 +245,6 @@ impl Row {
         let serves = if self.pid == 0 { "-".into() } else { format!("{} ({})", self.version, self.pid) };
         [
             self.name.into(),
-            self.clients.into(),
             self.expected.into(),
             if self.as_expected { self.outcome.clone() } else { format!("{} (!)", self.outcome) },
             serves,
