@@ -13,9 +13,6 @@ use crate::proto::wire::{Attach, Begin, Message, Offer, Ready, Served};
 use crate::sys::poll::{self, Want};
 use crate::sys::process::{PidFd, Signal};
 
-/// How much longer than the incumbent's own deadline a successor waits before it takes the incumbent to be hung.
-const MARGIN: Duration = Duration::from_secs(2);
-
 /// A successor in a handoff, from its handshake until it is the incumbent.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -98,11 +95,16 @@ impl Session {
     fn patience(&self) -> Duration {
         let until_decided = self.begin.as_ref().map_or(0, |begin| begin.deadline_ms);
         let base = match self.machine.phase {
-            Phase::Waiting => Duration::from_millis(self.offer.patience_ms),
+            // The driver has the same patience with an incumbent that seals, and then needs this successor.
+            Phase::Waiting => Duration::from_millis(self.offer.patience_ms).saturating_add(2 * self.margin()),
             Phase::OnTrial => self.bake.unwrap_or_default(),
             _ => Duration::from_millis(until_decided),
         };
-        base.saturating_add(MARGIN)
+        base.saturating_add(self.margin())
+    }
+
+    fn margin(&self) -> Duration {
+        Duration::from_millis(self.offer.margin_ms)
     }
 
     /// Tells the driver that the successor is warm, and starts the clock of the wait for `begin`.
@@ -195,11 +197,18 @@ impl Session {
             return Some(input);
         }
         // Last: a process that was stopped for a while finds its answers before it finds that they are late.
-        if self.silence.is_some_and(|at| Instant::now() >= at) {
-            self.silence = None;
-            return Some(Input::Expired(Timer::Silence));
+        self.expired()
+    }
+
+    fn expired(&mut self) -> Option<Input> {
+        let late = Instant::now().checked_duration_since(self.silence?)?;
+        if late > self.margin() / 2 {
+            // This process was stopped or busy, and perhaps the whole machine: nobody had the time to answer.
+            self.silence = poll::after(self.margin());
+            return None;
         }
-        None
+        self.silence = None;
+        Some(Input::Expired(Timer::Silence))
     }
 
     fn lease_input(&mut self) -> Option<Input> {
