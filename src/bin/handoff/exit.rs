@@ -40,9 +40,10 @@ pub enum Exit {
 
 impl Exit {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Done,
         Self::Refused,
+        Self::CheckFailed,
         Self::RolledBack,
         Self::TimedOut,
         Self::Undecided,
@@ -68,6 +69,7 @@ impl Exit {
             Self::Refused => {
                 "the answer was no and nothing changed: refused, busy, lock held, nobody answers"
             }
+            Self::CheckFailed => "the demonstration ran, and a promise was not kept",
             Self::RolledBack => "rolled back: the incumbent serves",
             Self::TimedOut => "it took too long and was rolled back: the incumbent serves",
             Self::Undecided => "it is not known how it ended: see handoff status",
