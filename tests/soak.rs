@@ -100,7 +100,8 @@ struct Footprint {
     /// What its descriptors lead to, and how many there are of each.
     fds: BTreeMap<String, usize>,
     threads: u64,
-    rss_kib: u64,
+    /// Its memory, without what is the content of files.
+    anon_kib: u64,
 }
 
 impl Footprint {
@@ -118,12 +119,12 @@ impl Footprint {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
             line.split_whitespace().next().unwrap().parse().unwrap()
         };
-        Self { fds, threads: field("Threads:"), rss_kib: field("VmRSS:") }
+        Self { fds, threads: field("Threads:"), anon_kib: field("RssAnon:") }
     }
 
     fn assert_grown_from(&self, before: &Self, who: &str) {
-        let grown = self.rss_kib.saturating_sub(before.rss_kib);
-        println!("{who}: {} KiB before, {} KiB after", before.rss_kib, self.rss_kib);
+        let grown = self.anon_kib.saturating_sub(before.anon_kib);
+        println!("{who}: {} KiB before, {} KiB after", before.anon_kib, self.anon_kib);
         assert!(grown <= GROWTH_KIB, "{who} grew by {grown} KiB");
     }
 }
