@@ -14,10 +14,10 @@ use crate::journal::{Actor, Event as Entry, Journal, Stamp};
 use crate::proto::driver::{Action, Input, Machine, Outcome, Phase, Refusal, Timer};
 use crate::proto::party::{ProcessId, Tree};
 use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Served};
-use crate::proto::{Reason, Terms};
+use crate::proto::{Reason, Terms, Verdict};
 use crate::recover::{self, Parties};
 use crate::role::{check_hello, own_hello, pidfd};
-use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, SpawnSpec, Wish, new_id};
+use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, Output, SpawnSpec, Wish, new_id};
 use crate::sys::poll::{self, Want};
 use crate::sys::process::{PidFd, Signal};
 use crate::sys::spawn::{Image, Program, Spawn};
@@ -25,10 +25,10 @@ use crate::sys::{clock, queue, tree, unix};
 
 /// How long an answer that needs no work may take.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How much longer than the incumbent's own waits a driver waits before it takes it to be hung.
-const MARGIN: Duration = Duration::from_secs(3);
 /// How long a successor that was told to go may take, and then how long it may take to die.
 const DISMISSAL: Duration = Duration::from_secs(1);
+/// How long the incumbent's account of a handoff that has ended is waited for.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Between two looks at what moves while nothing is said: in the gap, and outside it.
 const TICK_GAP: Duration = Duration::from_millis(1);
 const TICK: Duration = Duration::from_millis(50);
@@ -39,7 +39,11 @@ pub(crate) struct Drive<'a> {
     spec: SpawnSpec,
     program: Program,
     listeners: Vec<(String, OwnedFd)>,
+    /// Standard output and error for the successor, where they are not ours.
+    stdio: Option<[OwnedFd; 2]>,
     journal: Option<Journal>,
+    /// What the journal is to be told as soon as nobody waits for this process.
+    untold: Vec<(Stamp, Entry)>,
     observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
     handoff: String,
     machine: Machine,
@@ -54,6 +58,8 @@ pub(crate) struct Drive<'a> {
     began: Instant,
     stopped_us: Option<u64>,
     served: Option<Served>,
+    /// Whether the incumbent said that the data is the successor's, which died.
+    superseded: bool,
     open_conns: Option<u32>,
     /// When the observer was told last, and whether the incumbent owes it a status.
     ticked: Instant,
@@ -62,6 +68,8 @@ pub(crate) struct Drive<'a> {
     measured: Measured,
     inputs: std::collections::VecDeque<Input>,
     cancelled: bool,
+    /// Whether the successor has said that it waits.
+    warm: bool,
 }
 
 /// The process that was started.
@@ -93,7 +101,9 @@ impl<'a> Drive<'a> {
             spec,
             program,
             listeners,
+            stdio: None,
             journal,
+            untold: vec![],
             observer,
             handoff: new_id(),
             machine,
@@ -107,6 +117,7 @@ impl<'a> Drive<'a> {
             began: now,
             stopped_us: None,
             served: None,
+            superseded: false,
             open_conns: None,
             ticked: now,
             asked_status: false,
@@ -114,10 +125,23 @@ impl<'a> Drive<'a> {
             measured: Measured::default(),
             inputs: std::collections::VecDeque::new(),
             cancelled: false,
+            warm: false,
         })
     }
 
     pub(crate) fn run(mut self) -> Result<HandoffOutcome> {
+        match self.run_to_end() {
+            Ok(()) => self.finish(),
+            Err(e) => {
+                // Closing the lease undoes the handoff; the successor is this driver's to end.
+                self.lease = None;
+                self.successor.take().map(|successor| successor.end(false));
+                Err(e)
+            }
+        }
+    }
+
+    fn run_to_end(&mut self) -> Result<()> {
         self.connect()?;
         let (machine, actions) = Machine::start();
         self.machine = machine;
@@ -131,20 +155,40 @@ impl<'a> Drive<'a> {
                 None => self.wait()?,
             }
         }
-        self.finish()
+        Ok(())
     }
 
     /// Two connections: the lease, which the successor gets, and one that is told the verdict.
+    ///
+    /// Both to the same process: one that has just handed over may still answer the first of them.
     fn connect(&mut self) -> Result<()> {
         let deadline = Instant::now() + ANSWER;
+        loop {
+            match self.try_connect(deadline) {
+                Ok(true) => return Ok(()),
+                Ok(false) | Err(Error::PeerLost { .. }) if Instant::now() < deadline => {}
+                Ok(_) => {
+                    return Err(Error::TimedOut { waiting_for: "one daemon to answer twice".to_owned() });
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn try_connect(&mut self, deadline: Instant) -> Result<bool> {
         let mut watch = Control::connect(self.control, "handoff driver", deadline)?;
         watch.watch(deadline)?;
         if self.listeners.is_empty() {
             self.listeners = watch.listeners(deadline)?;
         }
+        let lease = Control::connect(self.control, "handoff driver", deadline)?;
+        let is_same = lease.hello().process == watch.hello().process;
+        if self.spec.output == Output::Incumbents {
+            self.stdio = fetch_stdio(&mut watch, deadline)?;
+        }
         self.watch = Some(watch.into_channel());
-        self.lease = Some(Control::connect(self.control, "handoff driver", deadline)?.into_channel());
-        Ok(())
+        self.lease = Some(lease.into_channel());
+        Ok(is_same)
     }
 
     fn feed(&mut self, input: &Input) -> Result<()> {
@@ -163,7 +207,7 @@ impl<'a> Drive<'a> {
     fn enter(&mut self) -> Result<()> {
         let phase = self.machine.phase.name();
         self.measured.phases.push(PhaseMark { phase: phase.to_owned(), at_us: clock::monotonic_us() });
-        self.note(Entry::Phase { name: phase.to_owned() });
+        self.note_later(Entry::Phase { name: phase.to_owned() });
         let wish = (self.observer)(&Event::Phase(phase));
         self.heed(wish);
         Ok(())
@@ -171,9 +215,23 @@ impl<'a> Drive<'a> {
 
     /// The journal tells what happened; it does not decide, so a full disk does not undo a handoff.
     fn note(&mut self, entry: Entry) {
+        self.note_later(entry);
+        self.tell_journal();
+    }
+
+    /// Notes with this moment what is written down when the others are at work: no client waits for the journal.
+    fn note_later(&mut self, entry: Entry) {
+        if self.journal.is_some() {
+            self.untold.push((Stamp::now(), entry));
+        }
+    }
+
+    fn tell_journal(&mut self) {
         let Some(journal) = &mut self.journal else { return };
-        if let Err(e) = journal.append(&self.handoff, Actor::Driver, entry) {
-            tracing::warn!(error = %e, "the journal misses a record");
+        for (stamp, entry) in self.untold.drain(..) {
+            if let Err(e) = journal.append_stamped(&self.handoff, Actor::Driver, entry, stamp) {
+                tracing::warn!(error = %e, "the journal misses a record");
+            }
         }
     }
 
@@ -189,6 +247,12 @@ impl<'a> Drive<'a> {
     // ---- Waiting.
 
     fn wait(&mut self) -> Result<()> {
+        // Now the others are at work, and nobody waits for this process.
+        self.tell_journal();
+        self.tick();
+        if !self.inputs.is_empty() {
+            return Ok(());
+        }
         let mut sources: Vec<(Source, BorrowedFd<'_>, Want)> = vec![];
         let channels = [(Source::Lease, self.lease.as_ref()), (Source::Watch, self.watch.as_ref())];
         let to_successor = self.successor.as_ref().and_then(|successor| successor.channel.as_ref());
@@ -204,6 +268,11 @@ impl<'a> Drive<'a> {
         if let Some(pidfd) = self.successor.as_ref().and_then(Successor::watched) {
             sources.push((Source::SuccessorDeath, pidfd.as_fd(), Want::Read));
         }
+        if let Some((_, pidfd)) =
+            self.prepared.as_ref().filter(|_| self.lease.is_some() || self.watch.is_some())
+        {
+            sources.push((Source::IncumbentDeath, pidfd.as_fd(), Want::Read));
+        }
         let fds: Vec<(BorrowedFd<'_>, Want)> = sources.iter().map(|(_, fd, want)| (*fd, *want)).collect();
         let ready =
             poll::wait(&fds, Some(self.wake_at())).map_err(|e| Error::io("wait for the handoff", e))?;
@@ -216,7 +285,6 @@ impl<'a> Drive<'a> {
         if self.inputs.is_empty() {
             self.expire();
         }
-        self.tick();
         Ok(())
     }
 
@@ -232,8 +300,12 @@ impl<'a> Drive<'a> {
 
     fn expire(&mut self) {
         let now = Instant::now();
-        if let Some(at) = self.timers.iter().position(|(_, at)| *at <= now) {
-            let (timer, _) = self.timers.remove(at);
+        let Some(at) = self.timers.iter().position(|(_, at)| *at <= now) else { return };
+        let (timer, due) = self.timers.remove(at);
+        if timer == Timer::Silence && now.duration_since(due) > self.spec.margin / 2 {
+            // This process was stopped, and perhaps the whole machine: nobody had the time to answer.
+            self.timers.push((timer, now + self.spec.margin));
+        } else {
             self.inputs.push_back(Input::Expired(timer));
         }
     }
@@ -247,6 +319,7 @@ impl<'a> Drive<'a> {
                 self.read_successor();
                 self.successor_lost();
             }
+            Source::IncumbentDeath => self.incumbent_lost(),
         }
     }
 
@@ -287,9 +360,11 @@ impl<'a> Drive<'a> {
     fn read_lease(&mut self) {
         // One message at a time: what comes after `sealed` is for the successor, who gets this connection.
         let Some(lease) = &mut self.lease else { return };
-        let received = lease.flush().and_then(|()| lease.receive());
-        let input = match received {
+        // A peer that is gone takes nothing more, but what it sent before is still there to be read.
+        let _ = lease.flush();
+        let input = match lease.receive() {
             Ok(None) => return,
+            Ok(Some(Incoming::Message(Message::Sealed(report), _))) => Some(self.sealed(report)),
             Ok(Some(Incoming::Message(message, fds))) => self.lease_word(message, fds),
             Ok(Some(Incoming::Unknown(name))) => Some(broken(format!("the incumbent sent {name}"))),
             Err(Error::PeerLost { .. } | Error::Io { .. }) => {
@@ -299,6 +374,27 @@ impl<'a> Drive<'a> {
             Err(e) => Some(broken(e.to_string())),
         };
         self.inputs.extend(input);
+    }
+
+    /// What was taken in together with `sealed` can no longer be read by a successor: it sealed and changed its mind.
+    fn sealed(&mut self, report: crate::drainable::SealReport) -> Input {
+        self.sealed = Some(report);
+        match self.lease.as_mut().map(Channel::next) {
+            Some(Ok(Some(Incoming::Message(Message::Aborted { reason }, _)))) => Input::Aborted(reason),
+            _ => Input::Sealed,
+        }
+    }
+
+    /// Counts also where a helper that the incumbent forked keeps its ends of the connections open.
+    fn incumbent_lost(&mut self) {
+        self.read_lease();
+        self.read_watch();
+        if !self.inputs.is_empty() {
+            return;
+        }
+        let lease = self.lease.take().map(|_| Input::LeaseLost);
+        let watch = self.watch.take().map(|_| Input::WatchLost);
+        self.inputs.extend(lease.into_iter().chain(watch));
     }
 
     fn lease_word(&mut self, message: Message, fds: Vec<OwnedFd>) -> Option<Input> {
@@ -321,10 +417,6 @@ impl<'a> Drive<'a> {
                 self.measured.conns_remaining = drained.report.open_conns_remaining;
                 Some(Input::Drained)
             }
-            Message::Sealed(report) => {
-                self.sealed = Some(report);
-                Some(Input::Sealed)
-            }
             Message::Aborted { reason } => Some(Input::Aborted(reason)),
             other => Some(broken(format!("the incumbent sent {}", other.name()))),
         }
@@ -332,8 +424,8 @@ impl<'a> Drive<'a> {
 
     fn read_watch(&mut self) {
         while let Some(watch) = &mut self.watch {
-            let received = watch.flush().and_then(|()| watch.receive());
-            match received {
+            let _ = watch.flush();
+            match watch.receive() {
                 Ok(None) => return,
                 Ok(Some(Incoming::Message(Message::Verdict(report), _))) => self.verdict(report),
                 Ok(Some(Incoming::Message(Message::StatusReport(status), _))) => {
@@ -354,11 +446,14 @@ impl<'a> Drive<'a> {
             return;
         }
         self.journal_incumbents_phases(&report.phases);
+        self.measured.incumbent_phases = report.phases;
         self.served = self.served.or(report.served);
+        self.superseded |= report.verdict == Verdict::Superseded;
         self.inputs.push_back(Input::Verdict(report.verdict));
     }
 
     fn journal_incumbents_phases(&mut self, phases: &[PhaseMark]) {
+        self.tell_journal();
         let (Some(journal), Some((prepared, _))) = (&mut self.journal, &self.prepared) else { return };
         let (wall_ms, mono_us) = (clock::wall_ms(), clock::monotonic_us());
         for mark in phases {
@@ -379,8 +474,8 @@ impl<'a> Drive<'a> {
         loop {
             let Some(successor) = &mut self.successor else { return };
             let Some(channel) = &mut successor.channel else { return };
-            let received = channel.flush().and_then(|()| channel.receive());
-            match received {
+            let _ = channel.flush();
+            match channel.receive() {
                 Ok(None) => return,
                 Ok(Some(Incoming::Message(message, _))) => self.successor_word(message),
                 Ok(Some(Incoming::Unknown(name))) => {
@@ -397,7 +492,10 @@ impl<'a> Drive<'a> {
     fn successor_word(&mut self, message: Message) {
         let input = match message {
             Message::Hello(hello) => return self.meet(Message::Hello(hello)),
-            Message::Waiting {} => Input::Waiting,
+            Message::Waiting {} => {
+                self.warm = true;
+                Input::Waiting
+            }
             Message::Serving(served) => {
                 self.served = Some(served);
                 self.sample_queues();
@@ -500,17 +598,23 @@ impl<'a> Drive<'a> {
             (Timer::Answer, _) => ANSWER,
             (Timer::WarmUp, _) => self.spec.warm_up,
             (Timer::Dismissal, _) => DISMISSAL,
-            (Timer::Silence, Phase::Baking) => {
-                self.spec.bake.unwrap_or_default() + self.spec.stand_by + MARGIN
-            }
-            // After the incumbent: the successor has to open the data, as after a crash.
-            (Timer::Silence, Phase::Orphaned) => self.spec.deadline + MARGIN,
-            (Timer::Silence, _) => {
-                self.deadline.saturating_duration_since(Instant::now()) + self.spec.stand_by + MARGIN
-            }
+            (Timer::Silence, phase) => self.silence(phase).saturating_add(self.spec.margin),
         };
         self.timers.retain(|(other, _)| *other != timer);
         self.timers.push((timer, poll::after(length).unwrap_or_else(far_away)));
+    }
+
+    /// How long those that are left can be silent in this phase.
+    fn silence(&self, phase: &Phase) -> Duration {
+        let until_decided = self.deadline.saturating_duration_since(Instant::now());
+        match phase {
+            Phase::Baking => self.spec.bake.unwrap_or_default().saturating_add(self.spec.stand_by),
+            // After the incumbent: the successor has to open the data, as after a crash, and to be warm first.
+            Phase::Orphaned if self.warm => self.spec.deadline,
+            Phase::Orphaned => self.spec.deadline.saturating_add(self.spec.warm_up),
+            Phase::Deciding => until_decided.saturating_add(self.spec.stand_by),
+            _ => until_decided,
+        }
     }
 
     fn begin_and_spawn(&mut self) -> Result<()> {
@@ -524,6 +628,7 @@ impl<'a> Drive<'a> {
 
     /// A journal that cannot be begun refuses the swap: nothing has changed yet.
     fn note_begun(&mut self) -> Result<()> {
+        self.tell_journal();
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let prepared = self.prepared.as_ref().map(|(prepared, _)| prepared);
         let entry = Entry::Begun {
@@ -554,6 +659,10 @@ impl<'a> Drive<'a> {
         // A session of its own: a closing terminal does not take it along, and it can be killed whole.
         spawn.new_session = true;
         spawn.cgroup.clone_from(&self.spec.cgroup);
+        spawn.directory.clone_from(&self.spec.directory);
+        if let Some([stdout, stderr]) = &self.stdio {
+            (spawn.stdout, spawn.stderr) = (Some(stdout.as_fd()), Some(stderr.as_fd()));
+        }
         let child = spawn.spawn()?;
         let leader = PidFd::open(child.id())
             .map_err(|e| Error::io(format!("open a pidfd of pid {}", child.id()), e))?;
@@ -583,6 +692,7 @@ impl<'a> Drive<'a> {
             incumbent: prepared.incumbent.clone(),
             tree: successor.tree.clone(),
             patience_ms: millis(self.spec.deadline),
+            margin_ms: millis(self.spec.margin),
         };
         channel.send(&Message::Hello(own_hello("handoff driver", "")?), &[])?;
         channel.send(&Message::Offer(offer), &[incumbent.as_fd()])
@@ -596,6 +706,12 @@ impl<'a> Drive<'a> {
         if let Err(e) = channel.send(&begin, &[lease.as_fd()]) {
             // Closing the lease, which comes next, undoes the handoff.
             tracing::debug!(error = %e, "unable to pass the lease on");
+        }
+        // From here on there is the grant to wait for, and the word that it serves.
+        self.arm(Timer::Silence);
+        if self.watch.is_none() {
+            // It was lost when that decided nothing yet.
+            self.inputs.push_back(Input::WatchLost);
         }
     }
 
@@ -635,6 +751,7 @@ impl<'a> Drive<'a> {
                 .and_then(|s| s.process.as_ref())
                 .map(|(process, _)| process.clone()),
             generation: prepared.map(|prepared| prepared.generation),
+            superseded: self.superseded,
         }
     }
 
@@ -644,7 +761,9 @@ impl<'a> Drive<'a> {
         let Phase::Done(outcome) = self.machine.phase.clone() else {
             unreachable!("the loop ends in this phase")
         };
+        self.hear_incumbent_out();
         self.measure();
+        self.note_serving();
         self.note_end(&outcome);
         let committed = outcome == Outcome::Committed;
         let child = self.successor.take().and_then(|successor| successor.end(committed));
@@ -658,19 +777,57 @@ impl<'a> Drive<'a> {
         })
     }
 
+    /// How it ended is known; what is still on its way from the incumbent says when things happened, for the journal.
+    fn hear_incumbent_out(&mut self) {
+        let until = Instant::now() + LAST_WORDS;
+        while self.measured.incumbent_phases.is_empty() && self.stopped_us.is_some() {
+            let Some(watch) = &self.watch else { return };
+            if !poll::wait_one(watch.as_fd(), Want::Read, Some(until)).unwrap_or(false) {
+                return;
+            }
+            self.read_watch();
+        }
+    }
+
+    /// The gap's end, as the successor said itself.
+    fn note_serving(&mut self) {
+        let successor = self.successor.as_ref().and_then(|successor| successor.process.as_ref());
+        let (Some(journal), Some(served), Some((process, _))) = (&mut self.journal, self.served, successor)
+        else {
+            return;
+        };
+        let ago_ms = clock::monotonic_us().saturating_sub(served.serving_us) / 1000;
+        let stamp = Stamp {
+            wall_ms: clock::wall_ms().saturating_sub(ago_ms),
+            mono_us: served.serving_us,
+            boot_id: process.boot_id.clone(),
+            pid: process.pid,
+        };
+        let entry = Entry::Phase { name: "serving".to_owned() };
+        if let Err(e) = journal.append_stamped(&self.handoff, Actor::Successor, entry, stamp) {
+            tracing::warn!(error = %e, "the journal misses a record");
+        }
+    }
+
     fn measure(&mut self) {
         self.sample_queues();
         self.measured.total_ms = millis(self.began.elapsed());
         let gap = |(stopped, served): (u64, Served)| served.serving_us.saturating_sub(stopped);
+        self.measured.stopped_us = self.stopped_us;
+        self.measured.serving_us = self.served.map(|served| served.serving_us);
         self.measured.gap_us = self.stopped_us.zip(self.served).map(gap);
         self.measured.overflows =
             self.overflows_before.zip(overflows()).map(|(before, after)| after.saturating_sub(before));
     }
 
     fn note_end(&mut self, outcome: &Outcome) {
+        self.tell_journal();
         let entry = match outcome {
             Outcome::Committed => Entry::Committed {
-                generation: self.served.map_or(0, |served| served.generation),
+                generation: match self.served {
+                    Some(served) => served.generation,
+                    None => self.parties().record().map_or(0, |record| record.generation),
+                },
                 binary: self.program.path().to_owned(),
                 args: self.spec.args.clone(),
                 build_id: self
@@ -699,6 +856,7 @@ enum Source {
     Watch,
     Successor,
     SuccessorDeath,
+    IncumbentDeath,
 }
 
 impl Successor {
@@ -731,6 +889,20 @@ impl Successor {
             Ok(killed) => tracing::error!(left = ?killed.left, "processes of the successor are left over"),
             Err(e) => tracing::error!(error = %e, "unable to kill the successor's tree"),
         }
+    }
+}
+
+fn fetch_stdio(incumbent: &mut Control, deadline: Instant) -> Result<Option<[OwnedFd; 2]>> {
+    match incumbent.stdio(deadline) {
+        Ok(stdio) => Ok(Some(stdio)),
+        Err(Error::Refused { reason }) => {
+            tracing::warn!(
+                reason,
+                "the successor writes where this process does, not where the incumbent does"
+            );
+            Ok(None)
+        }
+        Err(e) => Err(e),
     }
 }
 
