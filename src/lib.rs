@@ -1,6 +1,7 @@
 //! Replaces the binary of a running **stateful** daemon: no dropped connections, no lost writes, no split brain,
 //! automatic rollback.
 
+pub mod acceptor;
 mod channel;
 pub mod control;
 pub mod data_dir;
@@ -19,6 +20,7 @@ pub mod supervisor;
 #[doc(hidden)]
 pub mod sys;
 
+pub use acceptor::{Acceptor, listen};
 pub use data_dir::DataDirLock;
 pub use drainable::{DrainReport, Drainable, SealReport, StateSnapshot};
 pub use error::{Error, Result};
