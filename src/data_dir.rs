@@ -210,19 +210,19 @@ impl DataDirLock {
         lock::unlock(&self.file).map_err(|e| self.io("unlock", e))
     }
 
-    /// Takes the lock again, without waiting.
+    /// Takes the lock again, without waiting; returns whether nobody else had it.
     ///
     /// # Errors
     ///
-    /// [`Error::Locked`] names every process that has it; [`Error::LockReplaced`] if the file is not at its path any more.
-    pub(crate) fn relock(&self) -> Result<()> {
+    /// [`Error::LockReplaced`] if the file is not at its path any more.
+    pub(crate) fn relock(&self) -> Result<bool> {
         self.check_owner("take")?;
         if !lock::try_lock(&self.file).map_err(|e| self.io("lock", e))? {
-            return Err(self.place.locked());
+            return Ok(false);
         }
         if self.place.is_at_path(&self.file)? {
             self.held.store(true, Ordering::Relaxed);
-            return Ok(());
+            return Ok(true);
         }
         self.unlock()?;
         Err(Error::LockReplaced { path: self.path().into() })

@@ -25,8 +25,6 @@ use crate::sys::{clock, queue, tree, unix};
 
 /// How long an answer that needs no work may take.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How much longer than the incumbent's own waits a driver waits before it takes it to be hung.
-const MARGIN: Duration = Duration::from_secs(3);
 /// How long a successor that was told to go may take, and then how long it may take to die.
 const DISMISSAL: Duration = Duration::from_secs(1);
 /// Between two looks at what moves while nothing is said: in the gap, and outside it.
@@ -40,6 +38,8 @@ pub(crate) struct Drive<'a> {
     program: Program,
     listeners: Vec<(String, OwnedFd)>,
     journal: Option<Journal>,
+    /// What the journal is to be told as soon as nobody waits for this process.
+    untold: Vec<(Stamp, Entry)>,
     observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
     handoff: String,
     machine: Machine,
@@ -62,6 +62,8 @@ pub(crate) struct Drive<'a> {
     measured: Measured,
     inputs: std::collections::VecDeque<Input>,
     cancelled: bool,
+    /// Whether the successor has said that it waits.
+    warm: bool,
 }
 
 /// The process that was started.
@@ -94,6 +96,7 @@ impl<'a> Drive<'a> {
             program,
             listeners,
             journal,
+            untold: vec![],
             observer,
             handoff: new_id(),
             machine,
@@ -114,10 +117,23 @@ impl<'a> Drive<'a> {
             measured: Measured::default(),
             inputs: std::collections::VecDeque::new(),
             cancelled: false,
+            warm: false,
         })
     }
 
     pub(crate) fn run(mut self) -> Result<HandoffOutcome> {
+        match self.run_to_end() {
+            Ok(()) => self.finish(),
+            Err(e) => {
+                // Closing the lease undoes the handoff; the successor is this driver's to end.
+                self.lease = None;
+                self.successor.take().map(|successor| successor.end(false));
+                Err(e)
+            }
+        }
+    }
+
+    fn run_to_end(&mut self) -> Result<()> {
         self.connect()?;
         let (machine, actions) = Machine::start();
         self.machine = machine;
@@ -131,20 +147,37 @@ impl<'a> Drive<'a> {
                 None => self.wait()?,
             }
         }
-        self.finish()
+        Ok(())
     }
 
     /// Two connections: the lease, which the successor gets, and one that is told the verdict.
+    ///
+    /// Both to the same process: one that has just handed over may still answer the first of them.
     fn connect(&mut self) -> Result<()> {
         let deadline = Instant::now() + ANSWER;
+        loop {
+            match self.try_connect(deadline) {
+                Ok(true) => return Ok(()),
+                Ok(false) | Err(Error::PeerLost { .. }) if Instant::now() < deadline => {}
+                Ok(_) => {
+                    return Err(Error::TimedOut { waiting_for: "one daemon to answer twice".to_owned() });
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn try_connect(&mut self, deadline: Instant) -> Result<bool> {
         let mut watch = Control::connect(self.control, "handoff driver", deadline)?;
         watch.watch(deadline)?;
         if self.listeners.is_empty() {
             self.listeners = watch.listeners(deadline)?;
         }
+        let lease = Control::connect(self.control, "handoff driver", deadline)?;
+        let is_same = lease.hello().process == watch.hello().process;
         self.watch = Some(watch.into_channel());
-        self.lease = Some(Control::connect(self.control, "handoff driver", deadline)?.into_channel());
-        Ok(())
+        self.lease = Some(lease.into_channel());
+        Ok(is_same)
     }
 
     fn feed(&mut self, input: &Input) -> Result<()> {
@@ -163,7 +196,7 @@ impl<'a> Drive<'a> {
     fn enter(&mut self) -> Result<()> {
         let phase = self.machine.phase.name();
         self.measured.phases.push(PhaseMark { phase: phase.to_owned(), at_us: clock::monotonic_us() });
-        self.note(Entry::Phase { name: phase.to_owned() });
+        self.note_later(Entry::Phase { name: phase.to_owned() });
         let wish = (self.observer)(&Event::Phase(phase));
         self.heed(wish);
         Ok(())
@@ -171,9 +204,23 @@ impl<'a> Drive<'a> {
 
     /// The journal tells what happened; it does not decide, so a full disk does not undo a handoff.
     fn note(&mut self, entry: Entry) {
+        self.note_later(entry);
+        self.tell_journal();
+    }
+
+    /// Notes with this moment what is written down when the others are at work: no client waits for the journal.
+    fn note_later(&mut self, entry: Entry) {
+        if self.journal.is_some() {
+            self.untold.push((Stamp::now(), entry));
+        }
+    }
+
+    fn tell_journal(&mut self) {
         let Some(journal) = &mut self.journal else { return };
-        if let Err(e) = journal.append(&self.handoff, Actor::Driver, entry) {
-            tracing::warn!(error = %e, "the journal misses a record");
+        for (stamp, entry) in self.untold.drain(..) {
+            if let Err(e) = journal.append_stamped(&self.handoff, Actor::Driver, entry, stamp) {
+                tracing::warn!(error = %e, "the journal misses a record");
+            }
         }
     }
 
@@ -189,6 +236,12 @@ impl<'a> Drive<'a> {
     // ---- Waiting.
 
     fn wait(&mut self) -> Result<()> {
+        // Now the others are at work, and nobody waits for this process.
+        self.tell_journal();
+        self.tick();
+        if !self.inputs.is_empty() {
+            return Ok(());
+        }
         let mut sources: Vec<(Source, BorrowedFd<'_>, Want)> = vec![];
         let channels = [(Source::Lease, self.lease.as_ref()), (Source::Watch, self.watch.as_ref())];
         let to_successor = self.successor.as_ref().and_then(|successor| successor.channel.as_ref());
@@ -204,6 +257,11 @@ impl<'a> Drive<'a> {
         if let Some(pidfd) = self.successor.as_ref().and_then(Successor::watched) {
             sources.push((Source::SuccessorDeath, pidfd.as_fd(), Want::Read));
         }
+        if let Some((_, pidfd)) =
+            self.prepared.as_ref().filter(|_| self.lease.is_some() || self.watch.is_some())
+        {
+            sources.push((Source::IncumbentDeath, pidfd.as_fd(), Want::Read));
+        }
         let fds: Vec<(BorrowedFd<'_>, Want)> = sources.iter().map(|(_, fd, want)| (*fd, *want)).collect();
         let ready =
             poll::wait(&fds, Some(self.wake_at())).map_err(|e| Error::io("wait for the handoff", e))?;
@@ -216,7 +274,6 @@ impl<'a> Drive<'a> {
         if self.inputs.is_empty() {
             self.expire();
         }
-        self.tick();
         Ok(())
     }
 
@@ -232,8 +289,12 @@ impl<'a> Drive<'a> {
 
     fn expire(&mut self) {
         let now = Instant::now();
-        if let Some(at) = self.timers.iter().position(|(_, at)| *at <= now) {
-            let (timer, _) = self.timers.remove(at);
+        let Some(at) = self.timers.iter().position(|(_, at)| *at <= now) else { return };
+        let (timer, due) = self.timers.remove(at);
+        if timer == Timer::Silence && now.duration_since(due) > self.spec.margin / 2 {
+            // This process was stopped, and perhaps the whole machine: nobody had the time to answer.
+            self.timers.push((timer, now + self.spec.margin));
+        } else {
             self.inputs.push_back(Input::Expired(timer));
         }
     }
@@ -247,6 +308,7 @@ impl<'a> Drive<'a> {
                 self.read_successor();
                 self.successor_lost();
             }
+            Source::IncumbentDeath => self.incumbent_lost(),
         }
     }
 
@@ -287,9 +349,11 @@ impl<'a> Drive<'a> {
     fn read_lease(&mut self) {
         // One message at a time: what comes after `sealed` is for the successor, who gets this connection.
         let Some(lease) = &mut self.lease else { return };
-        let received = lease.flush().and_then(|()| lease.receive());
-        let input = match received {
+        // A peer that is gone takes nothing more, but what it sent before is still there to be read.
+        let _ = lease.flush();
+        let input = match lease.receive() {
             Ok(None) => return,
+            Ok(Some(Incoming::Message(Message::Sealed(report), _))) => Some(self.sealed(report)),
             Ok(Some(Incoming::Message(message, fds))) => self.lease_word(message, fds),
             Ok(Some(Incoming::Unknown(name))) => Some(broken(format!("the incumbent sent {name}"))),
             Err(Error::PeerLost { .. } | Error::Io { .. }) => {
@@ -299,6 +363,27 @@ impl<'a> Drive<'a> {
             Err(e) => Some(broken(e.to_string())),
         };
         self.inputs.extend(input);
+    }
+
+    /// What was taken in together with `sealed` can no longer be read by a successor: it sealed and changed its mind.
+    fn sealed(&mut self, report: crate::drainable::SealReport) -> Input {
+        self.sealed = Some(report);
+        match self.lease.as_mut().map(Channel::next) {
+            Some(Ok(Some(Incoming::Message(Message::Aborted { reason }, _)))) => Input::Aborted(reason),
+            _ => Input::Sealed,
+        }
+    }
+
+    /// Counts also where a helper that the incumbent forked keeps its ends of the connections open.
+    fn incumbent_lost(&mut self) {
+        self.read_lease();
+        self.read_watch();
+        if !self.inputs.is_empty() {
+            return;
+        }
+        let lease = self.lease.take().map(|_| Input::LeaseLost);
+        let watch = self.watch.take().map(|_| Input::WatchLost);
+        self.inputs.extend(lease.into_iter().chain(watch));
     }
 
     fn lease_word(&mut self, message: Message, fds: Vec<OwnedFd>) -> Option<Input> {
@@ -321,10 +406,6 @@ impl<'a> Drive<'a> {
                 self.measured.conns_remaining = drained.report.open_conns_remaining;
                 Some(Input::Drained)
             }
-            Message::Sealed(report) => {
-                self.sealed = Some(report);
-                Some(Input::Sealed)
-            }
             Message::Aborted { reason } => Some(Input::Aborted(reason)),
             other => Some(broken(format!("the incumbent sent {}", other.name()))),
         }
@@ -332,8 +413,8 @@ impl<'a> Drive<'a> {
 
     fn read_watch(&mut self) {
         while let Some(watch) = &mut self.watch {
-            let received = watch.flush().and_then(|()| watch.receive());
-            match received {
+            let _ = watch.flush();
+            match watch.receive() {
                 Ok(None) => return,
                 Ok(Some(Incoming::Message(Message::Verdict(report), _))) => self.verdict(report),
                 Ok(Some(Incoming::Message(Message::StatusReport(status), _))) => {
@@ -359,6 +440,7 @@ impl<'a> Drive<'a> {
     }
 
     fn journal_incumbents_phases(&mut self, phases: &[PhaseMark]) {
+        self.tell_journal();
         let (Some(journal), Some((prepared, _))) = (&mut self.journal, &self.prepared) else { return };
         let (wall_ms, mono_us) = (clock::wall_ms(), clock::monotonic_us());
         for mark in phases {
@@ -379,8 +461,8 @@ impl<'a> Drive<'a> {
         loop {
             let Some(successor) = &mut self.successor else { return };
             let Some(channel) = &mut successor.channel else { return };
-            let received = channel.flush().and_then(|()| channel.receive());
-            match received {
+            let _ = channel.flush();
+            match channel.receive() {
                 Ok(None) => return,
                 Ok(Some(Incoming::Message(message, _))) => self.successor_word(message),
                 Ok(Some(Incoming::Unknown(name))) => {
@@ -397,7 +479,10 @@ impl<'a> Drive<'a> {
     fn successor_word(&mut self, message: Message) {
         let input = match message {
             Message::Hello(hello) => return self.meet(Message::Hello(hello)),
-            Message::Waiting {} => Input::Waiting,
+            Message::Waiting {} => {
+                self.warm = true;
+                Input::Waiting
+            }
             Message::Serving(served) => {
                 self.served = Some(served);
                 self.sample_queues();
@@ -500,17 +585,23 @@ impl<'a> Drive<'a> {
             (Timer::Answer, _) => ANSWER,
             (Timer::WarmUp, _) => self.spec.warm_up,
             (Timer::Dismissal, _) => DISMISSAL,
-            (Timer::Silence, Phase::Baking) => {
-                self.spec.bake.unwrap_or_default() + self.spec.stand_by + MARGIN
-            }
-            // After the incumbent: the successor has to open the data, as after a crash.
-            (Timer::Silence, Phase::Orphaned) => self.spec.deadline + MARGIN,
-            (Timer::Silence, _) => {
-                self.deadline.saturating_duration_since(Instant::now()) + self.spec.stand_by + MARGIN
-            }
+            (Timer::Silence, phase) => self.silence(phase).saturating_add(self.spec.margin),
         };
         self.timers.retain(|(other, _)| *other != timer);
         self.timers.push((timer, poll::after(length).unwrap_or_else(far_away)));
+    }
+
+    /// How long those that are left can be silent in this phase.
+    fn silence(&self, phase: &Phase) -> Duration {
+        let until_decided = self.deadline.saturating_duration_since(Instant::now());
+        match phase {
+            Phase::Baking => self.spec.bake.unwrap_or_default().saturating_add(self.spec.stand_by),
+            // After the incumbent: the successor has to open the data, as after a crash, and to be warm first.
+            Phase::Orphaned if self.warm => self.spec.deadline,
+            Phase::Orphaned => self.spec.deadline.saturating_add(self.spec.warm_up),
+            Phase::Deciding => until_decided.saturating_add(self.spec.stand_by),
+            _ => until_decided,
+        }
     }
 
     fn begin_and_spawn(&mut self) -> Result<()> {
@@ -524,6 +615,7 @@ impl<'a> Drive<'a> {
 
     /// A journal that cannot be begun refuses the swap: nothing has changed yet.
     fn note_begun(&mut self) -> Result<()> {
+        self.tell_journal();
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let prepared = self.prepared.as_ref().map(|(prepared, _)| prepared);
         let entry = Entry::Begun {
@@ -583,6 +675,7 @@ impl<'a> Drive<'a> {
             incumbent: prepared.incumbent.clone(),
             tree: successor.tree.clone(),
             patience_ms: millis(self.spec.deadline),
+            margin_ms: millis(self.spec.margin),
         };
         channel.send(&Message::Hello(own_hello("handoff driver", "")?), &[])?;
         channel.send(&Message::Offer(offer), &[incumbent.as_fd()])
@@ -596,6 +689,12 @@ impl<'a> Drive<'a> {
         if let Err(e) = channel.send(&begin, &[lease.as_fd()]) {
             // Closing the lease, which comes next, undoes the handoff.
             tracing::debug!(error = %e, "unable to pass the lease on");
+        }
+        // From here on there is the grant to wait for, and the word that it serves.
+        self.arm(Timer::Silence);
+        if self.watch.is_none() {
+            // It was lost when that decided nothing yet.
+            self.inputs.push_back(Input::WatchLost);
         }
     }
 
@@ -668,6 +767,7 @@ impl<'a> Drive<'a> {
     }
 
     fn note_end(&mut self, outcome: &Outcome) {
+        self.tell_journal();
         let entry = match outcome {
             Outcome::Committed => Entry::Committed {
                 generation: self.served.map_or(0, |served| served.generation),
@@ -699,6 +799,7 @@ enum Source {
     Watch,
     Successor,
     SuccessorDeath,
+    IncumbentDeath,
 }
 
 impl Successor {

@@ -90,7 +90,7 @@ impl Incumbent {
         let mut bound = Bound::beside(control_path)?;
         let before = lock.record()?;
         let generation = before.as_ref().map_or(0, |record| record.generation) + 1;
-        let identity = Identity::of_this_process("", before)?;
+        let identity = Identity::of_this_process("")?.following(before);
         lock.write_record(&identity.record(generation, Standing::Final), true)?;
         lock.settle()?;
         bound.put_in_place(control_path)?;
@@ -225,8 +225,8 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Returns the identity of a process that follows this record's owner.
-    pub(crate) fn of_this_process(build_id: &str, before: Option<OwnerRecord>) -> Result<Self> {
+    /// Returns the identity of this process. It reads half a dozen files in /proc: not within the gap.
+    pub(crate) fn of_this_process(build_id: &str) -> Result<Self> {
         let me = ProcessId::current().map_err(|e| Error::io("read this process's start time", e))?;
         let binary = process::executable(me.pid).map_err(|e| Error::io("find this process's program", e))?;
         let build_id = if build_id.is_empty() { build_id_text(&[]) } else { build_id.to_owned() };
@@ -238,7 +238,12 @@ impl Identity {
             args: std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect(),
             build_id,
         };
-        Ok(Self { owner, previous: before.map(|record| record.owner.program()) })
+        Ok(Self { owner, previous: None })
+    }
+
+    /// Returns the same for a process that follows this record's owner.
+    pub(crate) fn following(self, before: Option<OwnerRecord>) -> Self {
+        Self { previous: before.map(|record| record.owner.program()), ..self }
     }
 
     pub(crate) fn record(&self, generation: u64, standing: Standing) -> OwnerRecord {

@@ -133,14 +133,13 @@ impl Parties {
         Facts { answer, locked, record: self.record().map(|record| record.standing) }
     }
 
-    /// The incumbent keeps its process, whatever generation it serves as after a rollback; a successor's first generation
-    /// is the next one.
+    /// The incumbent keeps its process, whatever generation it serves as after a rollback. Where nobody knows the
+    /// successor's process, its first generation tells: the next one.
     fn who(&self, status: &Status) -> Who {
+        let is_next = || self.generation.is_some_and(|generation| status.generation == generation + 1);
         if self.incumbent.as_ref() == Some(&status.process) {
             Who::Incumbent
-        } else if self.successor.as_ref() == Some(&status.process)
-            || self.generation.is_some_and(|generation| status.generation == generation + 1)
-        {
+        } else if self.successor.as_ref().map_or_else(is_next, |process| *process == status.process) {
             Who::Successor
         } else {
             Who::Other

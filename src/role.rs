@@ -93,7 +93,8 @@ impl Successor {
             }
         };
         let copies = self.listeners.copies()?;
-        let session = Session::new(self.channel, incumbent, offer, build_id);
+        let identity = Identity::of_this_process(&build_id)?;
+        let session = Session::new(self.channel, incumbent, offer, identity)?;
         Ok(HandshookSuccessor { session, listeners: self.listeners, copies })
     }
 
@@ -213,8 +214,6 @@ impl BegunSuccessor {
         control_path: impl AsRef<Path>,
         lock: DataDirLock,
     ) -> Result<Incumbent> {
-        // Beside the path and before the grant: what could go wrong with it goes wrong while there is a way back.
-        let bound = Bound::beside(control_path.as_ref())?;
         let fingerprint =
             self.fingerprint.or(self.sealed().map(|sealed| sealed.data_dir_fingerprint)).unwrap_or_default();
         let record = lock.record()?;
@@ -222,36 +221,16 @@ impl BegunSuccessor {
             generation: record.as_ref().map_or(0, |record| record.generation),
             standing: record.as_ref().map_or(Standing::Final, |record| record.standing),
         };
-        let identity = Identity::of_this_process(&self.session.build_id, record)?;
+        let identity = self.session.identity.clone().following(record);
         let generation = found.generation + 1;
-        let mut actions = VecDeque::from(self.session.step(Input::Locked(found)));
-        loop {
-            while let Some(action) = actions.pop_front() {
-                let input = match action {
-                    Action::Open => Some(Input::Opened(Opened { readiness: readiness.clone(), fingerprint })),
-                    Action::Persist(trial) => Some(persist(&lock, &identity, generation, trial)),
-                    // The caller does it: this call returns.
-                    Action::Serve => {
-                        self.session.served = Some(served(generation, self.session.phase()));
-                        None
-                    }
-                    Action::Unlock => {
-                        lock.unlock()?;
-                        None
-                    }
-                    other => unreachable!("{other:?} comes only after the grant"),
-                };
-                actions.extend(input.into_iter().flat_map(|input| self.session.step(input)));
-            }
-            match self.session.phase() {
-                Phase::Serving(_) => break,
-                Phase::Gone(reason) => return Err(Error::Aborted { reason: reason.to_string() }),
-                _ => {
-                    let input = self.session.wait_input()?;
-                    actions.extend(self.session.step(input));
-                }
-            }
+        let mut actions = self.session.step(Input::Locked(found));
+        if actions == [Action::Open] {
+            actions = self.session.step(Input::Opened(Opened { readiness, fingerprint }));
         }
+        // While the incumbent decides. Nothing is recorded yet: what goes wrong here still undoes the handoff.
+        let bound = Bound::beside(control_path.as_ref())?;
+        let recorder = Recorder { lock: &lock, identity: &identity, generation };
+        recorder.run(&mut self.session, actions)?;
         data_dir::expect_generation(None);
         let mut incumbent =
             Incumbent::promoted(self.session, control_path.as_ref(), bound, lock, identity, generation);
@@ -260,11 +239,53 @@ impl BegunSuccessor {
     }
 }
 
-fn persist(lock: &DataDirLock, identity: &Identity, generation: u64, trial: Trial) -> Input {
-    let standing = if trial == Trial::Yes { Standing::Trial } else { Standing::Final };
-    match lock.write_record(&identity.record(generation, standing), trial == Trial::No) {
-        Ok(()) => Input::Persisted,
-        Err(e) => Input::Failed(e.to_string()),
+/// What makes the grant durable.
+struct Recorder<'a> {
+    lock: &'a DataDirLock,
+    identity: &'a Identity,
+    generation: u64,
+}
+
+impl Recorder<'_> {
+    /// Waits for the grant and records it.
+    fn run(&self, session: &mut Session, actions: Vec<Action>) -> Result<()> {
+        let mut actions = VecDeque::from(actions);
+        loop {
+            while let Some(action) = actions.pop_front() {
+                let input = self.perform(action, session)?;
+                actions.extend(input.into_iter().flat_map(|input| session.step(input)));
+            }
+            match session.phase() {
+                Phase::Serving(_) => return Ok(()),
+                Phase::Gone(reason) => return Err(Error::Aborted { reason: reason.to_string() }),
+                _ => {
+                    let input = session.wait_input()?;
+                    actions.extend(session.step(input));
+                }
+            }
+        }
+    }
+
+    fn perform(&self, action: Action, session: &mut Session) -> Result<Option<Input>> {
+        match action {
+            Action::Persist(trial) => Ok(Some(self.persist(trial))),
+            // The caller does it, when it has its incumbent.
+            Action::Serve => {
+                session.served = Some(served(self.generation, session.phase()));
+                Ok(None)
+            }
+            Action::Unlock => self.lock.unlock().map(|()| None),
+            other => unreachable!("{other:?} comes before ready or after the grant"),
+        }
+    }
+
+    fn persist(&self, trial: Trial) -> Input {
+        let standing = if trial == Trial::Yes { Standing::Trial } else { Standing::Final };
+        let record = self.identity.record(self.generation, standing);
+        match self.lock.write_record(&record, trial == Trial::No) {
+            Ok(()) => Input::Persisted,
+            Err(e) => Input::Failed(e.to_string()),
+        }
     }
 }
 

@@ -27,8 +27,10 @@ use crate::sys::poll::{self, Waker, Want};
 use crate::sys::process::{self, PidFd};
 use crate::sys::{clock, queue, socket, tree, unix};
 
-/// How many messages of one client are handled before the others have their turn.
+/// How many messages of one client, or new clients, are handled before the others have their turn.
 const TURN: usize = 16;
+/// How long new clients wait, and then an attempt to be reachable again, when there is no descriptor left for them.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until the process may exit.
 pub(crate) fn run<D: Drainable>(incumbent: Incumbent, hooks: &D) -> Result<Served> {
@@ -51,7 +53,7 @@ enum Job {
     Seal,
     Resume,
     Persist(OwnerRecord),
-    Fence { leader: Option<PidFd>, tree: Tree, patience: Duration },
+    Fence { quarry: Option<Quarry>, patience: Duration },
     Finalize(OwnerRecord),
     StopServing(Instant),
     Settle,
@@ -102,7 +104,7 @@ fn run_job<D: Drainable>(job: Job, hooks: &D, lock: &DataDirLock) -> Finished {
             lock.write_record(&record, true)?;
             lock.settle()
         }))),
-        Job::Fence { leader, tree, patience } => fence(leader.as_ref(), &tree, patience),
+        Job::Fence { quarry, patience } => fence(quarry.as_ref(), patience),
         Job::Finalize(record) => Finished::Successor(match guarded(|| lock.write_record(&record, true)) {
             Ok(()) => successor::Input::Persisted,
             Err(detail) => successor::Input::Failed(detail),
@@ -135,17 +137,57 @@ fn guarded<T>(hook: impl FnOnce() -> Result<T>) -> Result<T, String> {
     }
 }
 
-fn fence(leader: Option<&PidFd>, tree: &Tree, patience: Duration) -> Finished {
-    match tree::kill(leader, tree, Instant::now() + patience) {
-        Ok(killed) if killed.left.is_empty() => Finished::Incumbent(Input::Fenced),
-        Ok(killed) => Finished::FenceFailed(killed.left),
+/// Kills a successor and what was made for it; where the tree cannot be found out, the process alone.
+fn fence(quarry: Option<&Quarry>, patience: Duration) -> Finished {
+    let Some(quarry) = quarry else { return Finished::Incumbent(Input::Fenced) };
+    let deadline = Instant::now() + patience;
+    let left = match quarry.kill(deadline) {
+        Ok(left) => left,
         Err(e) => {
             tracing::error!(error = %e, "unable to kill the successor's tree; killing its process alone");
-            match tree::kill(leader, &Tree::Lone, Instant::now() + patience) {
-                Ok(killed) if killed.left.is_empty() => Finished::Incumbent(Input::Fenced),
-                _ => Finished::FenceFailed(vec![]),
+            match tree::kill(Some(&quarry.pidfd), &Tree::Lone, deadline) {
+                Ok(killed) => killed.left,
+                Err(e) => {
+                    tracing::error!(error = %e, "unable to kill the successor");
+                    vec![quarry.process.pid]
+                }
             }
         }
+    };
+    if left.is_empty() {
+        return Finished::Incumbent(Input::Fenced);
+    }
+    // It is tried again at once, and what may not be killed answers at once.
+    std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+    Finished::FenceFailed(left)
+}
+
+/// Whom to kill. Its descriptors are open before they are needed: there may be none left then.
+#[derive(Clone)]
+struct Quarry {
+    pidfd: Arc<PidFd>,
+    process: ProcessId,
+    /// Who leads the session, where a wrapper started the successor.
+    leader: Option<Arc<PidFd>>,
+    tree: Tree,
+}
+
+impl Quarry {
+    fn new(pidfd: PidFd, process: ProcessId, tree: Tree) -> Self {
+        let leader = match &tree {
+            Tree::Session { sid } if *sid != process.pid => process::session_leader(process.pid, *sid),
+            _ => None,
+        };
+        Self { pidfd: Arc::new(pidfd), process, leader: leader.map(Arc::new), tree }
+    }
+
+    fn kill(&self, deadline: Instant) -> std::io::Result<Vec<u32>> {
+        let leader = self.leader.as_ref().unwrap_or(&self.pidfd);
+        let mut left = tree::kill(Some(leader), &self.tree, deadline)?.left;
+        if self.leader.is_some() {
+            left.extend(tree::kill(Some(&self.pidfd), &Tree::Lone, deadline)?.left);
+        }
+        Ok(left)
     }
 }
 
@@ -154,13 +196,6 @@ struct Client {
     channel: Channel,
     watches: bool,
     heard: Instant,
-}
-
-/// The successor, once it has said who it is.
-struct Attached {
-    pidfd: PidFd,
-    process: ProcessId,
-    tree: Tree,
 }
 
 /// What belongs to one handoff and decides nothing.
@@ -183,10 +218,16 @@ struct Server<'a, D> {
     clients: BTreeMap<Conn, Client>,
     connections: Conn,
     timers: BTreeMap<Timer, Instant>,
-    successor: Option<Attached>,
+    /// The successor, once it has said who it is.
+    successor: Option<Quarry>,
     course: Option<Course>,
     inputs: VecDeque<Input>,
     since: Instant,
+    /// When to accept again, and to make the control path lead here again, after there was no descriptor for it.
+    accept_at: Option<Instant>,
+    bind_at: Option<Instant>,
+    /// Whether the holders of the lock that is to be taken back were named.
+    named_holders: bool,
     /// The lease of the run that is being acted upon, also in the step that ends it.
     leased: Option<Conn>,
     /// The id of the handoff that ended last.
@@ -226,6 +267,9 @@ impl<'a, D: Drainable> Server<'a, D> {
             course: None,
             inputs: VecDeque::new(),
             since: Instant::now(),
+            accept_at: None,
+            bind_at: None,
+            named_holders: false,
             leased: None,
             ended: String::new(),
             end: None,
@@ -237,12 +281,12 @@ impl<'a, D: Drainable> Server<'a, D> {
             self.feed_session(successor::Input::ServeCalled);
         }
         while self.end.is_none() {
-            let ready = self.wait()?;
-            self.expire();
-            for source in ready {
+            for source in self.wait()? {
                 self.attend(source);
             }
             self.attend_session();
+            // Last: a process that was stopped for a while finds its answers before it finds that they are late.
+            self.expire();
             self.stop_if_asked();
         }
         self.leave()
@@ -267,14 +311,17 @@ impl<'a, D: Drainable> Server<'a, D> {
 
     fn wait(&self) -> Result<Vec<Source>> {
         let mut sources: Vec<(Source, BorrowedFd<'_>, Want)> = vec![
-            (Source::Control, self.incumbent.bound.as_fd(), Want::Read),
             (Source::Bell, self.bell.as_fd(), Want::Read),
             (Source::Stop, self.incumbent.stop.waker.as_fd(), Want::Read),
         ];
+        if self.accept_at.is_none() {
+            sources.push((Source::Control, self.incumbent.bound.as_fd(), Want::Read));
+        }
         if let Some(successor) = self.successor.as_ref().filter(|_| self.minds_its_death()) {
             sources.push((Source::Successor, successor.pidfd.as_fd(), Want::Read));
         }
-        let mut deadline = self.timers.values().min().copied();
+        let pauses = self.accept_at.into_iter().chain(self.bind_at);
+        let mut deadline = self.timers.values().copied().chain(pauses).min();
         if let Some(session) = &self.incumbent.session {
             let (interests, silence) = session.interests();
             sources.extend(interests.into_iter().map(|(fd, want)| (Source::Session, fd, want)));
@@ -295,11 +342,27 @@ impl<'a, D: Drainable> Server<'a, D> {
 
     fn expire(&mut self) {
         let now = Instant::now();
+        self.accept_at = self.accept_at.filter(|at| *at > now);
+        if self.bind_at.is_some_and(|at| at <= now) {
+            self.bind_control();
+        }
         let due: Vec<Timer> =
             self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
         for timer in due {
-            self.timers.remove(&timer);
-            self.feed(Input::Expired(timer));
+            self.let_it_speak(timer);
+            // What it said may have stopped the timer.
+            if self.timers.get(&timer).is_some_and(|at| *at <= now) {
+                self.timers.remove(&timer);
+                self.feed(Input::Expired(timer));
+            }
+        }
+    }
+
+    /// A granted successor that has served for long must not be killed because this process was stopped for a while.
+    /// The deadline is another matter: what comes after it comes too late, whenever it is read.
+    fn let_it_speak(&mut self, timer: Timer) {
+        if let (Timer::StandBy | Timer::Bake | Timer::StepDown, Some(lease)) = (timer, self.lease()) {
+            self.read(lease);
         }
     }
 
@@ -369,7 +432,17 @@ impl<'a, D: Drainable> Server<'a, D> {
     // ---- Control connections.
 
     fn accept(&mut self) {
-        while let Ok(fd) = self.incumbent.bound.accept() {
+        for _ in 0..TURN {
+            let fd = match self.incumbent.bound.accept() {
+                Ok(fd) => fd,
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(e) => {
+                    // The socket stays readable: without a pause this loop would do nothing else.
+                    tracing::warn!(error = %e, "unable to accept a control connection");
+                    self.accept_at = poll::after(PAUSE);
+                    return;
+                }
+            };
             match process::peer_cred(fd.as_fd()) {
                 Ok(peer) if peer.uid == 0 || peer.uid == unix::effective_uid() => self.admit(fd),
                 Ok(peer) => tracing::warn!(
@@ -405,14 +478,15 @@ impl<'a, D: Drainable> Server<'a, D> {
     fn read(&mut self, conn: Conn) {
         for _ in 0..TURN {
             let Some(client) = self.clients.get_mut(&conn) else { return };
-            let received = client.channel.flush().and_then(|()| client.channel.receive());
-            match received {
+            // A peer that is gone takes nothing more, but what it sent before is still there to be read.
+            let _ = client.channel.flush();
+            match client.channel.receive() {
                 Ok(None) => return,
                 Ok(Some(incoming)) => {
                     client.heard = Instant::now();
                     self.handle(conn, incoming);
                 }
-                Err(Error::PeerLost { .. }) => return self.lost(conn),
+                Err(Error::PeerLost { .. } | Error::Io { .. }) => return self.lost(conn),
                 Err(e) => return self.reject(conn, &e),
             }
         }
@@ -446,8 +520,11 @@ impl<'a, D: Drainable> Server<'a, D> {
         let Some(client) = self.clients.get_mut(&conn) else { return };
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         if let Err(e) = client.channel.send(message, &fds) {
-            // Its end of file, or the next readiness, takes it out.
             tracing::debug!(error = %e, message = message.name(), "unable to answer a control connection");
+            // The lease is lost when its end is read; what the holder said before counts until then.
+            if self.lease() != Some(conn) && self.leased != Some(conn) {
+                self.clients.remove(&conn);
+            }
         }
     }
 
@@ -456,6 +533,10 @@ impl<'a, D: Drainable> Server<'a, D> {
             Incoming::Message(message, fds) => (message, fds),
             Incoming::Unknown(name) => return self.refuse(conn, &name, "a message of this protocol version"),
         };
+        if !fds.is_empty() && !matches!(message, Message::Attach(_)) {
+            let got = format!("{} with {} descriptors", message.name(), fds.len());
+            return self.reject(conn, &Error::Protocol { expected: "none".to_owned(), got });
+        }
         match message {
             Message::Hello(hello) => self.greet(conn, hello),
             Message::Status {} => {
@@ -472,7 +553,8 @@ impl<'a, D: Drainable> Server<'a, D> {
             Message::Abort { reason, cause } => self.abort(conn, reason, cause),
             Message::Attach(attach) => self.attach(conn, attach, fds),
             Message::Drain { grace_ms } => {
-                if let Some(course) = self.course.as_mut() {
+                let holds_lease = self.lease() == Some(conn);
+                if let Some(course) = self.course.as_mut().filter(|_| holds_lease) {
                     course.grace = Duration::from_millis(grace_ms);
                 }
                 self.request(conn, Request::Drain, "drain");
@@ -534,7 +616,7 @@ impl<'a, D: Drainable> Server<'a, D> {
             Ok(_) => return self.refuse(conn, "the pidfd of another process", "the successor's own pidfd"),
             Err(e) => return self.refuse(conn, &e.to_string(), "the successor's own pidfd"),
         };
-        self.successor = Some(Attached { pidfd, process: attach.process, tree: attach.tree });
+        self.successor = Some(Quarry::new(pidfd, attach.process, attach.tree));
         self.feed(Input::Lease(Request::Attach));
     }
 
@@ -611,7 +693,7 @@ impl<'a, D: Drainable> Server<'a, D> {
             data_dir: self.incumbent.lock.dir().display().to_string(),
             lock_file: self.lock_file(),
             handoff: self.progress(),
-            state: self.hooks.snapshot_state(),
+            state: guarded(|| Ok(self.hooks.snapshot_state())).unwrap_or_default(),
             listeners: self.incumbent.listeners.iter().map(listener_status).collect(),
             locked: self.holds_lock(),
             uptime_ms: millis(self.since.elapsed()),
@@ -739,7 +821,11 @@ impl<'a, D: Drainable> Server<'a, D> {
             Action::CallDrain => self.job(Job::Drain(self.drain_deadline())),
             Action::CallSeal => self.job(Job::Seal),
             Action::CallResume => self.job(Job::Resume),
-            Action::Interrupt => self.hooks.interrupt(),
+            Action::Interrupt => {
+                if let Err(detail) = guarded(|| Ok(self.hooks.interrupt())) {
+                    tracing::warn!(detail, "interrupt");
+                }
+            }
             Action::Unlock => {
                 let unlocked = self.incumbent.lock.unlock().map_err(|e| e.to_string());
                 self.inputs.push_front(Input::Unlocked(unlocked));
@@ -841,19 +927,16 @@ impl<'a, D: Drainable> Server<'a, D> {
     }
 
     fn fence(&mut self) {
-        let (leader, tree) = match &self.successor {
-            Some(successor) => (successor.pidfd.try_clone().ok(), successor.tree.clone()),
-            None => (None, Tree::Lone),
-        };
-        self.job(Job::Fence { leader, tree, patience: self.incumbent.limits.fence });
+        let (quarry, patience) = (self.successor.clone(), self.incumbent.limits.fence);
+        self.job(Job::Fence { quarry, patience });
     }
 
-    fn try_lock(&self) -> Input {
+    fn try_lock(&mut self) -> Input {
         match self.incumbent.lock.relock() {
-            Ok(()) => {}
-            Err(Error::Locked { holders, .. }) => {
-                tracing::warn!(?holders, "the lock is still held; trying again");
-                return Input::LockBusy;
+            Ok(true) => self.named_holders = false,
+            Ok(false) => {
+                self.name_holders();
+                return self.overtaken().unwrap_or(Input::LockBusy);
             }
             Err(e) => return Input::LockFailed(e.to_string()),
         }
@@ -866,16 +949,35 @@ impl<'a, D: Drainable> Server<'a, D> {
         }
     }
 
+    /// Looks at the record without the lock: what is final stays so, whoever holds the lock now.
+    fn overtaken(&self) -> Option<Input> {
+        let record = self.incumbent.lock.record().ok()??;
+        let is_over =
+            record.standing == Standing::Final && record.generation > self.incumbent.machine.generation;
+        is_over.then_some(Input::Overtaken(record.generation))
+    }
+
+    /// Once: to find them takes a look at every process there is, and the lock is tried many times a second.
+    fn name_holders(&mut self) {
+        if !std::mem::replace(&mut self.named_holders, true) {
+            let holders = self.incumbent.lock.holders().unwrap_or_default();
+            let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();
+            tracing::warn!(?holders, "the lock is still held; it is tried until it is free");
+        }
+    }
+
     fn bind_control(&mut self) {
+        self.bind_at = None;
         let path = &self.incumbent.control_path;
-        if self.incumbent.bound.is_at(path) {
+        if self.incumbent.machine.phase == Phase::Gone(End::Committed) || self.incumbent.bound.is_at(path) {
             return;
         }
         let bound = unix::Bound::beside(path).and_then(|mut bound| bound.put_in_place(path).map(|()| bound));
         match bound {
             Ok(bound) => self.incumbent.bound = bound,
             Err(error) => {
-                tracing::error!(%error, "this daemon serves, but cannot be reached at its control path")
+                tracing::error!(%error, "this daemon serves, but cannot be reached at its control path; trying again");
+                self.bind_at = poll::after(PAUSE);
             }
         }
     }
@@ -904,6 +1006,10 @@ impl<'a, D: Drainable> Server<'a, D> {
             End::Committed => Ok(Ended::Committed(self.ended.clone())),
             End::Failed(detail) => Err(Error::Hook { hook: "resume_after_abort", detail: detail.clone() }),
             End::Superseded => self.superseded(),
+            End::Overtaken { found } => {
+                let expected = self.incumbent.machine.generation;
+                Ok(Ended::SteppedDown(Reason::TooLate { expected, found: *found }))
+            }
         });
     }
 

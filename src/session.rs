@@ -5,15 +5,13 @@ use std::time::{Duration, Instant};
 
 use crate::channel::{Channel, Incoming};
 use crate::error::{Error, Result};
+use crate::incumbent::Identity;
 use crate::proto::Reason;
 use crate::proto::incumbent::Opened;
 use crate::proto::successor::{Action, Input, Machine, Message as Word, News, Phase, Timer, Trial};
 use crate::proto::wire::{Attach, Begin, Message, Offer, Ready, Served};
 use crate::sys::poll::{self, Want};
-use crate::sys::process::{PidFd, ProcessId, Signal};
-
-/// How much longer than the incumbent's own deadline a successor waits before it takes the incumbent to be hung.
-const MARGIN: Duration = Duration::from_secs(2);
+use crate::sys::process::{PidFd, Signal};
 
 /// A successor in a handoff, from its handshake until it is the incumbent.
 #[derive(Debug)]
@@ -26,7 +24,9 @@ pub(crate) struct Session {
     incumbent: PidFd,
     pub(crate) offer: Offer,
     pub(crate) begin: Option<Begin>,
-    pub(crate) build_id: String,
+    pub(crate) identity: Identity,
+    /// This process's own, to be sent with its first word.
+    own_pidfd: PidFd,
     pub(crate) bake: Option<Duration>,
     silence: Option<Instant>,
     /// What was served, for `serving` and `done`.
@@ -34,20 +34,25 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(channel: Channel, incumbent: PidFd, offer: Offer, build_id: String) -> Self {
+    /// # Errors
+    ///
+    /// EMFILE and the like.
+    pub(crate) fn new(channel: Channel, incumbent: PidFd, offer: Offer, identity: Identity) -> Result<Self> {
+        let own_pidfd = PidFd::current().map_err(|e| Error::io("open a pidfd of this process", e))?;
         let machine = Machine::new(offer.generation);
-        Self {
+        Ok(Self {
             machine,
             channel: Some(channel),
             lease: None,
             incumbent,
             offer,
             begin: None,
-            build_id,
+            identity,
+            own_pidfd,
             bake: None,
             silence: None,
             served: None,
-        }
+        })
     }
 
     pub(crate) fn phase(&self) -> &Phase {
@@ -90,11 +95,16 @@ impl Session {
     fn patience(&self) -> Duration {
         let until_decided = self.begin.as_ref().map_or(0, |begin| begin.deadline_ms);
         let base = match self.machine.phase {
-            Phase::Waiting => Duration::from_millis(self.offer.patience_ms),
+            // The driver has the same patience with an incumbent that seals, and then needs this successor.
+            Phase::Waiting => Duration::from_millis(self.offer.patience_ms).saturating_add(2 * self.margin()),
             Phase::OnTrial => self.bake.unwrap_or_default(),
             _ => Duration::from_millis(until_decided),
         };
-        base.saturating_add(MARGIN)
+        base.saturating_add(self.margin())
+    }
+
+    fn margin(&self) -> Duration {
+        Duration::from_millis(self.offer.margin_ms)
     }
 
     /// Tells the driver that the successor is warm, and starts the clock of the wait for `begin`.
@@ -118,7 +128,7 @@ impl Session {
     fn send(&mut self, word: &Word) {
         let Some(lease) = &mut self.lease else { return };
         let sent = match word {
-            Word::Attach => send_attach(lease, &self.offer, &self.build_id),
+            Word::Attach => send_attach(lease, &self.offer, &self.identity, &self.own_pidfd),
             Word::Ready(opened) => lease.send(&ready(opened), &[]),
             Word::Serving => self.served.map_or(Ok(()), |served| lease.send(&Message::Serving(served), &[])),
             Word::Done => self.served.map_or(Ok(()), |served| lease.send(&Message::Done(served), &[])),
@@ -187,11 +197,18 @@ impl Session {
             return Some(input);
         }
         // Last: a process that was stopped for a while finds its answers before it finds that they are late.
-        if self.silence.is_some_and(|at| Instant::now() >= at) {
-            self.silence = None;
-            return Some(Input::Expired(Timer::Silence));
+        self.expired()
+    }
+
+    fn expired(&mut self) -> Option<Input> {
+        let late = Instant::now().checked_duration_since(self.silence?)?;
+        if late > self.margin() / 2 {
+            // This process was stopped or busy, and perhaps the whole machine: nobody had the time to answer.
+            self.silence = poll::after(self.margin());
+            return None;
         }
-        None
+        self.silence = None;
+        Some(Input::Expired(Timer::Silence))
     }
 
     fn lease_input(&mut self) -> Option<Input> {
@@ -291,10 +308,12 @@ impl Drop for Session {
     }
 }
 
-fn send_attach(lease: &mut Channel, offer: &Offer, build_id: &str) -> Result<()> {
-    let pidfd = PidFd::current().map_err(|e| Error::io("open a pidfd of this process", e))?;
-    let process = ProcessId::current().map_err(|e| Error::io("read this process's start time", e))?;
-    let attach = Attach { process, tree: offer.tree.clone(), build_id: build_id.to_owned() };
+fn send_attach(lease: &mut Channel, offer: &Offer, identity: &Identity, pidfd: &PidFd) -> Result<()> {
+    let attach = Attach {
+        process: identity.process(),
+        tree: offer.tree.clone(),
+        build_id: identity.owner.build_id.clone(),
+    };
     lease.send(&Message::Attach(attach), &[pidfd.as_fd()])
 }
 

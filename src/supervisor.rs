@@ -47,6 +47,8 @@ pub struct SpawnSpec {
     pub stand_by: Duration,
     /// How long the successor serves on trial, while the incumbent stands by; none for no trial.
     pub bake: Option<Duration>,
+    /// How much longer than one party's own wait the others wait before they take it to be hung, and kill it.
+    pub margin: Duration,
     /// The directory of a control group, made for the successor alone, to start it in.
     pub cgroup: Option<PathBuf>,
 }
@@ -62,6 +64,7 @@ impl Default for SpawnSpec {
             warm_up: Duration::from_secs(600),
             stand_by: Duration::from_secs(10),
             bake: None,
+            margin: Duration::from_secs(2),
             cgroup: None,
         }
     }

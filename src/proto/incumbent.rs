@@ -55,6 +55,11 @@ pub enum End {
     Committed,
     /// The successor made the data its own and died: its program must be started.
     Superseded,
+    /// While the lock was being taken back, somebody else made the data its own, and lives.
+    Overtaken {
+        /// The generation of its record.
+        found: u64,
+    },
     /// There is no way back to serving.
     Failed(String),
 }
@@ -168,6 +173,8 @@ pub enum Input {
     Locked(Found),
     /// The lock is held by somebody else.
     LockBusy,
+    /// The lock is held by somebody else, and the record has gone on to this generation for good.
+    Overtaken(u64),
     /// The lock or the record cannot be used.
     LockFailed(String),
     /// The record is durable, or could not be made so.
@@ -460,6 +467,11 @@ impl Machine {
             (P::Fencing(r), Input::Fenced) => Go(P::Locking(r.clone()), vec![TryLock]),
             (P::Locking(r), Input::Locked(found)) => self.took_back(r, *found),
             (P::Locking(r), Input::LockBusy) => Go(P::Locking(r.clone()), vec![Arm(Timer::Retry)]),
+            // What is final is never given back: there is nothing to wait for.
+            (P::Locking(_), Input::Overtaken(found)) => {
+                let end = End::Overtaken { found: *found };
+                Go(P::Gone(end), vec![CloseLease, Announce(Verdict::Superseded)])
+            }
             (P::Locking(r), Input::LockFailed(e)) => failed(r, e),
             (P::Recording(r), Input::Persisted(Ok(()))) => Go(P::Resuming(r.clone()), vec![CallResume]),
             (P::Recording(r), Input::Persisted(Err(e))) => failed(r, e),

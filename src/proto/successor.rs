@@ -259,8 +259,10 @@ impl Machine {
     fn on_incumbent_lost(&self) -> Row {
         match &self.phase {
             P::Waiting => Go(P::Locking(Title::Crash), vec![TryLock]),
-            P::Locking(_) => Go(P::Locking(Title::Crash), vec![]),
-            P::Opening(_) => Go(P::Opening(Title::Crash), vec![]),
+            P::Locking(Title::Lease) => Go(P::Locking(Title::Crash), vec![]),
+            P::Opening(Title::Lease) => Go(P::Opening(Title::Crash), vec![]),
+            // It is known. A pidfd stays readable: a row that led nowhere would be taken for ever.
+            P::Locking(Title::Crash) | P::Opening(Title::Crash) => Ignore,
             // Nobody is left who could refuse: it refuses itself, and whoever starts next starts what was before.
             P::Announced => match &self.unfit {
                 Some(reason) => give_up(reason.clone()),

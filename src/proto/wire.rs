@@ -181,6 +181,16 @@ pub struct Offer {
     pub tree: Tree,
     /// How long after it is warm a successor waits for `begin` at most, in milliseconds.
     pub patience_ms: u64,
+    /// How much longer than the incumbent's own wait it waits before it takes the incumbent to be hung, in milliseconds.
+    #[serde(default = "Offer::margin_ms")]
+    pub margin_ms: u64,
+}
+
+impl Offer {
+    /// What a driver that does not say means.
+    fn margin_ms() -> u64 {
+        2000
+    }
 }
 
 /// What a successor needs to know when its turn has come.

@@ -157,6 +157,14 @@ pub fn start_ticks(pid: u32) -> io::Result<u64> {
     Stat::of(pid).map(|stat| stat.start_ticks)
 }
 
+/// Returns the leader of a session, where it lives, if the process is in that session.
+pub fn session_leader(pid: u32, sid: u32) -> Option<PidFd> {
+    let leader = PidFd::open(sid).ok()?;
+    let is_in_session = || Stat::of(pid).is_ok_and(|stat| stat.session == sid);
+    // Opened first: while somebody is in the session, its id is nobody else's.
+    (is_in_session() && Stat::of(sid).is_ok_and(|stat| stat.session == sid)).then_some(leader)
+}
+
 /// Returns the command line with spaces between the words, or the name in brackets where there is none.
 pub fn command_line(pid: u32) -> io::Result<String> {
     let raw = fs::read(format!("/proc/{pid}/cmdline"))?;

@@ -117,13 +117,25 @@ fn session_is_the_leaders(leader: Option<&PidFd>, sid: u32) -> io::Result<bool> 
     let taken = is_living(sid)?;
     match leader {
         Some(leader) if leader.is_dead()? => Ok(!taken),
-        Some(leader) if leader.pid() == Some(sid) => Ok(true),
+        Some(leader) if is_member(leader, sid)? => Ok(true),
         Some(_) => Err(refusal(format!("session {sid} is not the leader's own"))),
         None if taken => {
             Err(refusal(format!("process {sid} lives, and nothing proves that it is the leader")))
         }
         None => Ok(true),
     }
+}
+
+/// A living member proves as much as the leader: while it lives, the id is nobody else's.
+fn is_member(process: &PidFd, sid: u32) -> io::Result<bool> {
+    let Some(pid) = process.pid() else { return Ok(false) };
+    let is_in_session = match Stat::of(pid) {
+        Ok(stat) => stat.session == sid,
+        Err(e) if is_no_process(&e) => false,
+        Err(e) => return Err(e),
+    };
+    // Alive after it was looked at: then it was the one that was looked at.
+    Ok(is_in_session && !process.is_dead()?)
 }
 
 fn is_living(pid: u32) -> io::Result<bool> {

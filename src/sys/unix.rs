@@ -3,7 +3,7 @@
 //! O_NONBLOCK belongs to the open file description, which a lease shares with whoever else holds it; so no socket here is
 //! ever made non-blocking, and every call that must not block says so for itself (`MSG_DONTWAIT`).
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    bind, connect, listen, recvmsg, sendmsg, socket, socketpair,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen,
+    sendmsg, socket, socketpair,
 };
 
 use crate::error::{Error, Result};
@@ -231,28 +231,54 @@ pub struct Received {
 /// `WouldBlock`; ECONNRESET where the peer closed with something unread.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
     let mut control = nix::cmsg_space!([RawFd; FDS_MAX]);
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    loop {
-        let mut iov = [IoSliceMut::new(buffer)];
-        let message = match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), flags) {
-            Err(Errno::EINTR) => continue,
-            message => message?,
-        };
-        let mut received = Received {
-            bytes: message.bytes,
-            fds: vec![],
-            truncated: message.flags.contains(MsgFlags::MSG_CTRUNC),
-        };
-        if !received.truncated {
-            for item in message.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(raw) = item {
-                    // SAFETY: the kernel has just installed these numbers for this call, and nothing else knows them.
-                    received.fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                }
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut header = libc::msghdr {
+        msg_name: std::ptr::null_mut(),
+        msg_namelen: 0,
+        msg_iov: &raw mut part,
+        msg_iovlen: 1,
+        msg_control: control.as_mut_ptr().cast(),
+        msg_controllen: control.capacity(),
+        msg_flags: 0,
+    };
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let bytes = loop {
+        // SAFETY: the header points to one part and one control buffer, each as long as it says and borrowed here alone.
+        match Errno::result(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) }) {
+            Err(Errno::EINTR) => {}
+            got => break usize::try_from(got?).expect("what is not an error is a length"),
+        }
+    };
+    // Those that fitted were installed also where others were lost (EMFILE): not taken out, they would stay open.
+    Ok(Received { bytes, fds: rights(&header), truncated: header.msg_flags & libc::MSG_CTRUNC != 0 })
+}
+
+/// Takes the descriptors out of a message that was received.
+fn rights(header: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = vec![];
+    // SAFETY: the kernel has set the control buffer's length to what it wrote there.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
+    while !next.is_null() {
+        // SAFETY: not null, so a whole header of the control buffer; it may lie at any address.
+        let item = unsafe { std::ptr::read_unaligned(next) };
+        if (item.cmsg_level, item.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: computes an address within the same item.
+            let first = unsafe { libc::CMSG_DATA(next) }.cast::<RawFd>();
+            // SAFETY: computes a length.
+            let head = unsafe { libc::CMSG_LEN(0) } as usize;
+            for i in 0..(item.cmsg_len - head) / size_of::<RawFd>() {
+                // SAFETY: the item is so long that this number lies within it.
+                let number = unsafe { first.add(i) };
+                // SAFETY: as above; the kernel has written it there.
+                let number = unsafe { std::ptr::read_unaligned(number) };
+                // SAFETY: the kernel has just installed this number for this call, and nothing else knows it.
+                fds.push(unsafe { OwnedFd::from_raw_fd(number) });
             }
         }
-        return Ok(received);
+        // SAFETY: `next` is an item of this header's control buffer.
+        next = unsafe { libc::CMSG_NXTHDR(header, next) };
     }
+    fds
 }
 
 /// Returns the effective user of this process.

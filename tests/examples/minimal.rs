@@ -30,7 +30,7 @@ impl Drainable for Nothing {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+pub fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().collect();
     let [control, data_dir] =
         [1, 2].map(|i| args.get(i).expect("usage: minimal CONTROL DATA_DIR [PORT]").as_str());

@@ -35,6 +35,7 @@ pub fn incumbent_phase(code: u8) -> IncumbentPhase {
         16 => P::Resuming(REASON),
         17 => P::Gone(End::Committed),
         18 => P::Gone(End::Superseded),
+        19 => P::Gone(End::Overtaken { found: 0 }),
         _ => P::Gone(End::Failed(String::new())),
     }
 }
@@ -61,7 +62,8 @@ pub fn incumbent_code(phase: &IncumbentPhase) -> u8 {
         P::Resuming(_) => 16,
         P::Gone(End::Committed) => 17,
         P::Gone(End::Superseded) => 18,
-        P::Gone(End::Failed(_)) => 19,
+        P::Gone(End::Overtaken { .. }) => 19,
+        P::Gone(End::Failed(_)) => 20,
     }
 }
 

@@ -267,7 +267,9 @@ pub fn successor_row(
             Row::Go(SuccessorPhase::Gone(REASON), vec![])
         }
         (Some(Rule::DeathIsGrant), SuccessorPhase::Announced, Input::IncumbentLost) => Row::Ignore,
-        (Some(Rule::SuccessorFences), _, Input::Expired(_)) => Row::Ignore,
+        (Some(Rule::SuccessorFences), phase, Input::Expired(_)) if *phase != SuccessorPhase::Waiting => {
+            Row::Ignore
+        }
         (Some(Rule::TrialIsNotFinal), SuccessorPhase::Announced, Input::Granted(Trial::Yes)) => {
             Row::Go(SuccessorPhase::Recording(Trial::Yes), vec![SuccessorDo::Persist(Trial::No)])
         }

@@ -18,7 +18,7 @@ pub fn path(path: Path<State, Move>) -> String {
     text
 }
 
-fn line(s: &State) -> String {
+pub fn line(s: &State) -> String {
     let daemons: Vec<String> = s
         .daemons
         .iter()

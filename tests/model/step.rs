@@ -173,9 +173,9 @@ impl System {
             if !waits {
                 moves.push(Move::Carries(Who::Daemon(me)));
             }
-            if next == Do::Sync && s.budget.errors > 0 {
-                moves.push(Move::Fails(Who::Daemon(me)));
-            }
+        }
+        if daemon.hook == Some(Hook::Sync) && s.budget.errors > 0 {
+            moves.push(Move::Fails(Who::Daemon(me)));
         }
         if daemon.in_flight {
             moves.push(Move::Acknowledges(me));
@@ -209,7 +209,7 @@ impl System {
             return;
         }
         moves.push(Move::Returns(i as u8, Return::Fine));
-        if s.budget.errors > 0 && hook != Hook::Fence {
+        if s.budget.errors > 0 && !matches!(hook, Hook::Fence | Hook::Sync) {
             moves.push(Move::Returns(i as u8, Return::Error));
         }
         if s.budget.bad > 0 && hook == Hook::Open {
@@ -241,7 +241,9 @@ impl System {
             if ended && seen && self.incumbent_heeds(s, i, &incumbent::Input::LeaseLost) {
                 moves.push(Move::IncumbentSeesEnd(me));
             }
+            // What the successor said before it died is read before its death counts.
             if run.attached
+                && lease.to_server.is_empty()
                 && self.pidfd_readable(s, d)
                 && self.incumbent_heeds(s, i, &incumbent::Input::SuccessorLost)
             {
@@ -267,7 +269,7 @@ impl System {
         match timer {
             STAND_BY | STEP_DOWN => !runs,
             // Trying a lock that is still held changes nothing.
-            RETRY => s.lock.is_none(),
+            RETRY => s.lock.is_none() || matches!(self.busy(s, i), incumbent::Input::Overtaken(_)),
             _ => true,
         }
     }
@@ -307,7 +309,8 @@ impl System {
                 return;
             }
         }
-        if !driver.channel.to_successor.is_empty() {
+        // Once it has the lease, or the lock, the channel is only for what it tells.
+        if phase == pack::WAITING && !driver.channel.to_successor.is_empty() {
             moves.push(Move::SuccessorReadsChannel(code));
         }
         let channel_ended = matches!(driver.life, Life::Gone(_)) && driver.channel.to_successor.is_empty();
@@ -339,7 +342,7 @@ impl System {
             return;
         }
         let readable = moves.len();
-        if driver.lease.driver && driver.phase != pack::DECIDING {
+        if driver.lease.driver && driver.phase < pack::DECIDING {
             if !driver.lease.to_client.is_empty() {
                 moves.push(Move::DriverReadsLease(me));
             } else if !s.server_open(d) && self.driver_heeds(s, d, &driver::Input::LeaseLost) {
@@ -458,15 +461,24 @@ impl System {
             }
             Move::WarmsUp(d) => warms_up(s, d as usize),
             Move::Expires(Who::Daemon(i), timer) => self.daemon_timer_ends(s, i as usize, timer),
-            Move::Expires(Who::Driver(d), timer) => {
-                s.drivers[d as usize].timers &= !(1 << timer);
-                let timer = DRIVER_TIMERS[timer as usize];
-                self.feed_driver(s, d as usize, &driver::Input::Expired(timer));
-            }
+            Move::Expires(Who::Driver(d), timer) => self.driver_timer_ends(s, d as usize, timer),
             Move::Acknowledges(i) => self.acknowledge(s, i as usize),
             fault => self.make_fault(s, fault),
         }
         tidy(s);
+    }
+
+    /// Carries out all that is begun.
+    pub fn finish_steps(&self, s: &mut State) {
+        loop {
+            let daemon = s.daemons.iter().position(|d| d.life == Life::Running && !d.todo.is_empty());
+            let driver = s.drivers.iter().position(|d| d.life == Life::Running && !d.todo.is_empty());
+            match (daemon, driver) {
+                (Some(i), _) => self.make(s, Move::Carries(Who::Daemon(i as u8))),
+                (None, Some(d)) => self.make(s, Move::Carries(Who::Driver(d as u8))),
+                (None, None) => return,
+            }
+        }
     }
 
     fn make_fault(&self, s: &mut State, fault: Move) {
@@ -747,6 +759,16 @@ impl System {
         self.settle_driver(s, d);
     }
 
+    fn driver_timer_ends(&self, s: &mut State, d: usize, timer: u8) {
+        s.drivers[d].timers &= !(1 << timer);
+        // Of two that are silent, one because a fault stopped it, the driver kills the other: a known limit.
+        let server = &s.daemons[s.drivers[d].lease.server as usize];
+        if s.drivers[d].phase == pack::ORPHANED && server.life == Life::Stopped {
+            s.daemons[successor_of(d)].faulty = true;
+        }
+        self.feed_driver(s, d, &driver::Input::Expired(DRIVER_TIMERS[timer as usize]));
+    }
+
     fn driver_reads_lease(&self, s: &mut State, d: usize) {
         let Some(msg) = s.drivers[d].lease.to_client.pop() else { return };
         let input = match msg {
@@ -857,10 +879,6 @@ impl System {
             Do::Unlock => self.unlock(s, i),
             Do::TryLock => self.incumbent_tries(s, i),
             Do::Write(standing) => write_record(s, i, standing),
-            Do::Sync => {
-                sync_record(s);
-                self.feed_incumbent(s, i, &incumbent::Input::Persisted(Ok(())));
-            }
             Do::Fence => self.fence_successor(s, i, lease),
             Do::BindControl => s.path = i as u8,
             Do::Announce(d, word) => announce(s, d as usize, word),
@@ -883,9 +901,19 @@ impl System {
             s.lock = Some(i as u8);
             incumbent::Input::Locked(found(s))
         } else {
-            incumbent::Input::LockBusy
+            self.busy(s, i)
         };
         self.feed_incumbent(s, i, &input);
+    }
+
+    fn busy(&self, s: &State, i: usize) -> incumbent::Input {
+        let Role::Incumbent { generation, .. } = s.daemons[i].role else { return incumbent::Input::LockBusy };
+        let newest = s.newest();
+        if newest.standing == Standing::Final && newest.generation > generation {
+            incumbent::Input::Overtaken(newest.generation.into())
+        } else {
+            incumbent::Input::LockBusy
+        }
     }
 
     fn fence_successor(&self, s: &mut State, i: usize, lease: Option<usize>) {
@@ -924,12 +952,9 @@ impl System {
             Do::Write(standing) => {
                 write_record(s, i, standing);
                 if standing == Standing::Trial || self.is_without(Rule::DurableBeforeWrite) {
+                    s.daemons[i].todo.clear();
                     self.feed_successor(s, i, &successor::Input::Persisted);
                 }
-            }
-            Do::Sync => {
-                sync_record(s);
-                self.feed_successor(s, i, &successor::Input::Persisted);
             }
             Do::BindControl => {
                 s.path = i as u8;
@@ -984,6 +1009,15 @@ impl System {
             }
             Hook::Resume => self.resumes(s, i, outcome(fine)),
             Hook::Fence => self.feed_incumbent(s, i, &incumbent::Input::Fenced),
+            Hook::Sync => {
+                sync_record(s);
+                match s.daemons[i].role {
+                    Role::Incumbent { .. } => {
+                        self.feed_incumbent(s, i, &incumbent::Input::Persisted(Ok(())));
+                    }
+                    _ => self.feed_successor(s, i, &successor::Input::Persisted),
+                }
+            }
             Hook::Open => self.opens(s, i, result),
             Hook::Stop if fine => {
                 s.lock = None;
@@ -1019,7 +1053,7 @@ impl System {
 
     fn sync_fails(&self, s: &mut State, i: usize) {
         s.budget.errors -= 1;
-        s.daemons[i].todo.pop();
+        s.daemons[i].hook = None;
         s.daemons[i].faulty = true;
         match s.daemons[i].role {
             Role::Incumbent { .. } => {
@@ -1164,10 +1198,11 @@ fn operator_moves(s: &State, i: usize, moves: &mut Vec<Move>) {
 fn driver_timer_may_end(s: &State, d: usize, timer: u8) -> bool {
     let driver = &s.drivers[d];
     let incumbent_runs = s.daemons[driver.lease.server as usize].life == Life::Running;
+    let incumbent_stopped = s.daemons[driver.lease.server as usize].life == Life::Stopped;
     let successor_runs = s.daemons[successor_of(d)].life == Life::Running;
     match timer {
         WARM_UP => true,
-        DRIVER_SILENCE if driver.phase == pack::ORPHANED => !successor_runs,
+        DRIVER_SILENCE if driver.phase == pack::ORPHANED => !successor_runs || incumbent_stopped,
         DISMISSAL => !successor_runs,
         _ => !incumbent_runs,
     }
@@ -1205,7 +1240,7 @@ fn queue_incumbent(s: &mut State, i: usize, lease: Option<u8>, action: &Incumben
         IncumbentDo::TryLock => todo.push(Do::TryLock),
         IncumbentDo::Persist(_) => {
             todo.push(Do::Write(Standing::Final));
-            todo.push(Do::Sync);
+            todo.push(Do::Call(Hook::Sync));
         }
         IncumbentDo::BindControl => todo.push(Do::BindControl),
         IncumbentDo::Announce(verdict) => {
@@ -1257,7 +1292,7 @@ fn queue_successor(s: &mut State, i: usize, action: &SuccessorDo) {
         SuccessorDo::Persist(Trial::Yes) => todo.push(Do::Write(Standing::Trial)),
         SuccessorDo::Persist(Trial::No) => {
             todo.push(Do::Write(Standing::Final));
-            todo.push(Do::Sync);
+            todo.push(Do::Call(Hook::Sync));
         }
         SuccessorDo::BindControl => todo.push(Do::BindControl),
         SuccessorDo::Serve => todo.push(Do::Serve),
@@ -1346,6 +1381,9 @@ fn write_record(s: &mut State, i: usize, standing: Standing) {
     };
     s.records.push(record);
     if standing == Standing::Final && matches!(s.daemons[i].role, Role::Successor { .. }) {
+        if !s.daemons[i].opened_all {
+            s.mark(Broken::GrantUnfounded);
+        }
         s.disk.owner = program;
         s.disk.made_final |= 1 << driver_of(i);
     }
@@ -1370,9 +1408,10 @@ fn promote(s: &mut State, i: usize) {
 fn spawn(s: &mut State, d: usize, early: bool) {
     let i = successor_of(d);
     let expected = s.drivers[d].generation;
-    let program = s.daemons[i].program;
+    // A later program reads what an earlier one wrote.
+    let started = (0..DRIVERS).filter(|other| s.daemons[successor_of(*other)].life != Life::Absent).count();
     s.daemons[i] = Daemon::absent();
-    s.daemons[i].program = program;
+    s.daemons[i].program = 1 + started as u8;
     s.daemons[i].life = Life::Running;
     s.daemons[i].role = Role::Successor { phase: 0, expected, warm: false, sealed: None, unfit: false };
     if early {
@@ -1464,8 +1503,12 @@ fn incumbent_end(s: &State, i: usize) -> End {
     match phase {
         17 if made_final => End::Relieved,
         // The successor died with the data its own; whoever starts what died finds its program in the record.
+        18 if heir(s, i) == End::Relieved => End::Relieved,
         18 if made_final && expected && faulted => End::Relieved,
-        19 if s.daemons[i].faulty => End::Fault,
+        // Somebody else has the lock; if that is a process that only inherited it, see the known limits.
+        19 if s.lock_leaked() => End::Relieved,
+        19 => heir(s, i),
+        20 if s.daemons[i].faulty => End::Fault,
         _ => End::Deserted,
     }
 }
@@ -1591,7 +1634,11 @@ fn note_departure(s: &mut State, i: usize, before: u8, after: &successor::Phase)
 }
 
 fn judge_departure(s: &mut State, i: usize, before: u8, reason: &Reason) {
-    let failed = matches!(reason, Reason::Failed { .. }) || s.daemons[i].faulty;
+    // A late successor of another handoff may have the lock for the moment in which it finds that it is late.
+    let other = s.lock.is_some_and(|owner| {
+        usize::from(owner) != i && matches!(s.daemons[usize::from(owner)].role, Role::Successor { .. })
+    });
+    let failed = matches!(reason, Reason::Failed { .. }) || s.daemons[i].faulty || other;
     if before == pack::WAITING || before >= pack::PROMOTED || s.daemons[i].told || failed {
         return;
     }

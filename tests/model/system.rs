@@ -16,7 +16,9 @@ pub struct System {
     pub bakes: &'static [bool],
     /// The rule that is missing.
     pub without: Option<Rule>,
-    seen: AtomicU64,
+    /// All actions of one step at once: no kill and nobody else's step between them.
+    pub coarse: bool,
+    pub seen: AtomicU64,
 }
 
 /// What must be possible.
@@ -67,7 +69,7 @@ impl Event {
 
 impl System {
     pub fn new(budget: Budget) -> Self {
-        Self { budget, bakes: &[false, true], without: None, seen: AtomicU64::new(0) }
+        Self { budget, bakes: &[false, true], without: None, coarse: false, seen: AtomicU64::new(0) }
     }
 
     pub fn without(self, rule: Rule) -> Self {
@@ -107,6 +109,9 @@ impl Model for System {
     fn next_state(&self, before: &State, step: Move) -> Option<State> {
         let mut after = *before;
         self.make(&mut after, step);
+        if self.coarse {
+            self.finish_steps(&mut after);
+        }
         Some(after)
     }
 

@@ -150,8 +150,6 @@ pub enum Do {
     TryLock,
     /// The owner record, into the page cache.
     Write(Standing),
-    /// The owner record, to the disk.
-    Sync,
     Fence,
     FenceIncumbent,
     BindControl,
@@ -185,6 +183,8 @@ pub enum Hook {
     /// Waiting for a killed tree to be gone.
     Fence,
     Open,
+    /// The owner record, to the disk.
+    Sync,
     /// Drain, seal and unlock, of a successor on trial.
     Stop,
 }
