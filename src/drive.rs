@@ -17,7 +17,7 @@ use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Ser
 use crate::proto::{Reason, Terms};
 use crate::recover::{self, Parties};
 use crate::role::{check_hello, own_hello, pidfd};
-use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, SpawnSpec, Wish, new_id};
+use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, Output, SpawnSpec, Wish, new_id};
 use crate::sys::poll::{self, Want};
 use crate::sys::process::{PidFd, Signal};
 use crate::sys::spawn::{Image, Program, Spawn};
@@ -27,6 +27,8 @@ use crate::sys::{clock, queue, tree, unix};
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long a successor that was told to go may take, and then how long it may take to die.
 const DISMISSAL: Duration = Duration::from_secs(1);
+/// How long the incumbent's account of a handoff that has ended is waited for.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Between two looks at what moves while nothing is said: in the gap, and outside it.
 const TICK_GAP: Duration = Duration::from_millis(1);
 const TICK: Duration = Duration::from_millis(50);
@@ -37,6 +39,8 @@ pub(crate) struct Drive<'a> {
     spec: SpawnSpec,
     program: Program,
     listeners: Vec<(String, OwnedFd)>,
+    /// Standard output and error for the successor, where they are not ours.
+    stdio: Option<[OwnedFd; 2]>,
     journal: Option<Journal>,
     /// What the journal is to be told as soon as nobody waits for this process.
     untold: Vec<(Stamp, Entry)>,
@@ -95,6 +99,7 @@ impl<'a> Drive<'a> {
             spec,
             program,
             listeners,
+            stdio: None,
             journal,
             untold: vec![],
             observer,
@@ -175,6 +180,9 @@ impl<'a> Drive<'a> {
         }
         let lease = Control::connect(self.control, "handoff driver", deadline)?;
         let is_same = lease.hello().process == watch.hello().process;
+        if self.spec.output == Output::Incumbents {
+            self.stdio = fetch_stdio(&mut watch, deadline)?;
+        }
         self.watch = Some(watch.into_channel());
         self.lease = Some(lease.into_channel());
         Ok(is_same)
@@ -435,6 +443,7 @@ impl<'a> Drive<'a> {
             return;
         }
         self.journal_incumbents_phases(&report.phases);
+        self.measured.incumbent_phases = report.phases;
         self.served = self.served.or(report.served);
         self.inputs.push_back(Input::Verdict(report.verdict));
     }
@@ -646,6 +655,10 @@ impl<'a> Drive<'a> {
         // A session of its own: a closing terminal does not take it along, and it can be killed whole.
         spawn.new_session = true;
         spawn.cgroup.clone_from(&self.spec.cgroup);
+        spawn.directory.clone_from(&self.spec.directory);
+        if let Some([stdout, stderr]) = &self.stdio {
+            (spawn.stdout, spawn.stderr) = (Some(stdout.as_fd()), Some(stderr.as_fd()));
+        }
         let child = spawn.spawn()?;
         let leader = PidFd::open(child.id())
             .map_err(|e| Error::io(format!("open a pidfd of pid {}", child.id()), e))?;
@@ -743,7 +756,9 @@ impl<'a> Drive<'a> {
         let Phase::Done(outcome) = self.machine.phase.clone() else {
             unreachable!("the loop ends in this phase")
         };
+        self.hear_incumbent_out();
         self.measure();
+        self.note_serving();
         self.note_end(&outcome);
         let committed = outcome == Outcome::Committed;
         let child = self.successor.take().and_then(|successor| successor.end(committed));
@@ -757,10 +772,44 @@ impl<'a> Drive<'a> {
         })
     }
 
+    /// How it ended is known; what is still on its way from the incumbent says when things happened, for the journal.
+    fn hear_incumbent_out(&mut self) {
+        let until = Instant::now() + LAST_WORDS;
+        while self.measured.incumbent_phases.is_empty() && self.stopped_us.is_some() {
+            let Some(watch) = &self.watch else { return };
+            if !poll::wait_one(watch.as_fd(), Want::Read, Some(until)).unwrap_or(false) {
+                return;
+            }
+            self.read_watch();
+        }
+    }
+
+    /// The gap's end, as the successor said itself.
+    fn note_serving(&mut self) {
+        let successor = self.successor.as_ref().and_then(|successor| successor.process.as_ref());
+        let (Some(journal), Some(served), Some((process, _))) = (&mut self.journal, self.served, successor)
+        else {
+            return;
+        };
+        let ago_ms = clock::monotonic_us().saturating_sub(served.serving_us) / 1000;
+        let stamp = Stamp {
+            wall_ms: clock::wall_ms().saturating_sub(ago_ms),
+            mono_us: served.serving_us,
+            boot_id: process.boot_id.clone(),
+            pid: process.pid,
+        };
+        let entry = Entry::Phase { name: "serving".to_owned() };
+        if let Err(e) = journal.append_stamped(&self.handoff, Actor::Successor, entry, stamp) {
+            tracing::warn!(error = %e, "the journal misses a record");
+        }
+    }
+
     fn measure(&mut self) {
         self.sample_queues();
         self.measured.total_ms = millis(self.began.elapsed());
         let gap = |(stopped, served): (u64, Served)| served.serving_us.saturating_sub(stopped);
+        self.measured.stopped_us = self.stopped_us;
+        self.measured.serving_us = self.served.map(|served| served.serving_us);
         self.measured.gap_us = self.stopped_us.zip(self.served).map(gap);
         self.measured.overflows =
             self.overflows_before.zip(overflows()).map(|(before, after)| after.saturating_sub(before));
@@ -832,6 +881,20 @@ impl Successor {
             Ok(killed) => tracing::error!(left = ?killed.left, "processes of the successor are left over"),
             Err(e) => tracing::error!(error = %e, "unable to kill the successor's tree"),
         }
+    }
+}
+
+fn fetch_stdio(incumbent: &mut Control, deadline: Instant) -> Result<Option<[OwnedFd; 2]>> {
+    match incumbent.stdio(deadline) {
+        Ok(stdio) => Ok(Some(stdio)),
+        Err(Error::Refused { reason }) => {
+            tracing::warn!(
+                reason,
+                "the successor writes where this process does, not where the incumbent does"
+            );
+            Ok(None)
+        }
+        Err(e) => Err(e),
     }
 }
 

@@ -60,6 +60,8 @@ impl Versions {
 pub enum Reason {
     /// The incumbent's deadline passed before the successor was ready.
     Deadline,
+    /// The successor took longer to warm up than the driver waits for that.
+    NotWarm,
     /// The last copy of the lease was closed.
     LeaseLost,
     /// The driver asked for it.
@@ -134,6 +136,7 @@ impl Reason {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Deadline => "deadline",
+            Self::NotWarm => "not-warm",
             Self::LeaseLost => "lease-lost",
             Self::Driver { .. } => "driver",
             Self::Operator { .. } => "operator",
@@ -160,6 +163,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Deadline => f.write_str("the deadline passed before the successor was ready"),
+            Self::NotWarm => f.write_str("the successor was not warm in time"),
             Self::LeaseLost => f.write_str("the lease was closed"),
             Self::Driver { detail } | Self::Operator { detail } => f.write_str(detail),
             Self::SpawnFailed { detail } => write!(f, "the successor could not be started: {detail}"),
