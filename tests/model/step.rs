@@ -57,6 +57,8 @@ pub enum Move {
     Cancel(u8),
     OperatorAborts(u8),
     OperatorCommits(u8),
+    /// A driver says over the lease what does not belong there.
+    Babbles(u8, Msg),
 }
 
 /// What a hook came to.
@@ -90,7 +92,8 @@ impl Move {
             | Self::Fails(_)
             | Self::Cancel(_)
             | Self::OperatorAborts(_)
-            | Self::OperatorCommits(_) => false,
+            | Self::OperatorCommits(_)
+            | Self::Babbles(..) => false,
             Self::Returns(_, result) => result == Return::Fine,
             _ => true,
         }
@@ -391,6 +394,9 @@ impl System {
             if s.drivers[d].idle() && s.budget.words > 0 {
                 moves.push(Move::Cancel(d as u8));
             }
+            if s.drivers[d].idle() && s.drivers[d].lease.driver && s.budget.bad > 0 {
+                moves.extend([Msg::Prepare, Msg::Drain, Msg::Seal].map(|msg| Move::Babbles(d as u8, msg)));
+            }
         }
         if s.helper.is_some() {
             moves.push(Move::HelperEnds);
@@ -521,6 +527,10 @@ impl System {
                 self.feed_driver(s, d as usize, &driver::Input::Cancel(String::new()));
             }
             Move::OperatorAborts(i) => self.operator_aborts(s, i as usize),
+            Move::Babbles(d, msg) => {
+                s.budget.bad -= 1;
+                send_to_server(s, d as usize, msg);
+            }
             Move::OperatorCommits(i) => {
                 s.budget.words -= 1;
                 self.feed_incumbent(s, i as usize, &incumbent::Input::OperatorCommit(OPERATOR));

@@ -72,10 +72,6 @@ impl System {
         Self { budget, bakes: &[false, true], without: None, coarse: false, seen: AtomicU64::new(0) }
     }
 
-    pub fn without(self, rule: Rule) -> Self {
-        Self { without: Some(rule), ..self }
-    }
-
     pub fn is_without(&self, rule: Rule) -> bool {
         self.without == Some(rule)
     }
