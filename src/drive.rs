@@ -14,7 +14,7 @@ use crate::journal::{Actor, Event as Entry, Journal, Stamp};
 use crate::proto::driver::{Action, Input, Machine, Outcome, Phase, Refusal, Timer};
 use crate::proto::party::{ProcessId, Tree};
 use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Served};
-use crate::proto::{Reason, Terms};
+use crate::proto::{Reason, Terms, Verdict};
 use crate::recover::{self, Parties};
 use crate::role::{check_hello, own_hello, pidfd};
 use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, Output, SpawnSpec, Wish, new_id};
@@ -58,6 +58,8 @@ pub(crate) struct Drive<'a> {
     began: Instant,
     stopped_us: Option<u64>,
     served: Option<Served>,
+    /// Whether the incumbent said that the data is the successor's, which died.
+    superseded: bool,
     open_conns: Option<u32>,
     /// When the observer was told last, and whether the incumbent owes it a status.
     ticked: Instant,
@@ -115,6 +117,7 @@ impl<'a> Drive<'a> {
             began: now,
             stopped_us: None,
             served: None,
+            superseded: false,
             open_conns: None,
             ticked: now,
             asked_status: false,
@@ -445,6 +448,7 @@ impl<'a> Drive<'a> {
         self.journal_incumbents_phases(&report.phases);
         self.measured.incumbent_phases = report.phases;
         self.served = self.served.or(report.served);
+        self.superseded |= report.verdict == Verdict::Superseded;
         self.inputs.push_back(Input::Verdict(report.verdict));
     }
 
@@ -747,6 +751,7 @@ impl<'a> Drive<'a> {
                 .and_then(|s| s.process.as_ref())
                 .map(|(process, _)| process.clone()),
             generation: prepared.map(|prepared| prepared.generation),
+            superseded: self.superseded,
         }
     }
 
@@ -819,7 +824,10 @@ impl<'a> Drive<'a> {
         self.tell_journal();
         let entry = match outcome {
             Outcome::Committed => Entry::Committed {
-                generation: self.served.map_or(0, |served| served.generation),
+                generation: match self.served {
+                    Some(served) => served.generation,
+                    None => self.parties().record().map_or(0, |record| record.generation),
+                },
                 binary: self.program.path().to_owned(),
                 args: self.spec.args.clone(),
                 build_id: self

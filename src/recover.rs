@@ -37,6 +37,8 @@ pub(crate) struct Parties {
     pub successor: Option<ProcessId>,
     /// What the handoff began with.
     pub generation: Option<u64>,
+    /// Whether the incumbent said that it becomes the successor's program, as the same process.
+    pub superseded: bool,
 }
 
 /// Finds out how the handoff that was left open in the journal ended, and records it.
@@ -118,6 +120,7 @@ impl Parties {
             incumbent: incumbent.clone(),
             successor: None,
             generation: *generation,
+            superseded: false,
         }
     }
 
@@ -138,7 +141,7 @@ impl Parties {
     fn who(&self, status: &Status) -> Who {
         let is_next = || self.generation.is_some_and(|generation| status.generation == generation + 1);
         if self.incumbent.as_ref() == Some(&status.process) {
-            Who::Incumbent
+            if self.superseded { Who::Successor } else { Who::Incumbent }
         } else if self.successor.as_ref().map_or_else(is_next, |process| *process == status.process) {
             Who::Successor
         } else {
@@ -146,7 +149,8 @@ impl Parties {
         }
     }
 
-    fn record(&self) -> Option<OwnerRecord> {
+    /// Returns the owner record, where it can be found and read.
+    pub(crate) fn record(&self) -> Option<OwnerRecord> {
         DataDirLock::read_record(self.lock_file.as_ref()?).ok()?.record
     }
 

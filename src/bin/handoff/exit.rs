@@ -18,6 +18,8 @@ pub enum Exit {
     Done = 0,
     /// The answer was no, and nothing changed: refused, busy, or the lock is held.
     Refused = 1,
+    /// It was tried out, and a promise was not kept.
+    CheckFailed = 2,
     /// The handoff was rolled back, and the incumbent serves.
     RolledBack = 3,
     /// It took too long and was rolled back.
@@ -38,9 +40,10 @@ pub enum Exit {
 
 impl Exit {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Done,
         Self::Refused,
+        Self::CheckFailed,
         Self::RolledBack,
         Self::TimedOut,
         Self::Undecided,
@@ -66,6 +69,7 @@ impl Exit {
             Self::Refused => {
                 "the answer was no and nothing changed: refused, busy, lock held, nobody answers"
             }
+            Self::CheckFailed => "the demonstration ran, and a promise was not kept",
             Self::RolledBack => "rolled back: the incumbent serves",
             Self::TimedOut => "it took too long and was rolled back: the incumbent serves",
             Self::Undecided => "it is not known how it ended: see handoff status",

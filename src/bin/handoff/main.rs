@@ -2,12 +2,12 @@
 
 mod abort;
 mod commit;
+mod demo;
 mod duration;
 mod exit;
 mod health;
 mod journal;
 mod kvd;
-#[cfg(test)]
 mod load;
 mod logging;
 mod out;
@@ -45,6 +45,7 @@ const EXAMPLES: &str = "
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Swap(swap::Args),
     Status(status::Args),
     Commit(commit::Args),
@@ -56,6 +57,7 @@ enum Command {
 impl Command {
     fn name(&self) -> &'static str {
         match self {
+            Self::Demo(_) => "demo",
             Self::Swap(_) => "swap",
             Self::Status(_) => "status",
             Self::Commit(_) => "commit",
@@ -67,6 +69,7 @@ impl Command {
 
     fn run(self) -> anyhow::Result<Exit> {
         match self {
+            Self::Demo(args) => demo::run(args),
             Self::Swap(args) => swap::run(args),
             Self::Status(args) => status::run(&args),
             Self::Commit(args) => commit::run(&args),

@@ -192,6 +192,7 @@ fn start_server(
         },
         identity: Identity { build_id: args.version_label.clone(), role },
         max_clients: args.max_clients,
+        loses_a_write: args.fail.contains(&Fault::LoseAWrite),
         on_shutdown: Box::new(move || theirs.stop()),
     };
     let handle = server::start(opened, sealed, vec![listener], config, die).context("start serving")?;
