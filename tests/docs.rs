@@ -99,3 +99,25 @@ fn every_file_that_a_document_links_to_exists() {
         }
     }
 }
+
+#[test]
+fn the_exit_codes_in_the_readme_are_those_of_the_command() {
+    let help =
+        std::process::Command::new(env!("CARGO_BIN_EXE_handoff")).args(["swap", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let rows: Vec<String> = help
+        .lines()
+        .skip_while(|line| *line != "EXIT CODES")
+        .skip(1)
+        .filter_map(|line| line.trim().split_once("  "))
+        .map(|(code, meaning)| format!("| {code} | {} |", meaning.trim()))
+        .collect();
+    assert!(rows.len() > 8, "found only {rows:?}");
+    let table: Vec<&str> = README
+        .lines()
+        .skip_while(|line| *line != "| code | means |")
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    assert_eq!(table, rows);
+}

@@ -239,3 +239,24 @@ fn increments_under_load_are_counted_once_each_through_swaps() {
     let value: u64 = rig.client().ask("get").parse().unwrap();
     assert_eq!(value, acknowledged.len() as u64, "every increment was answered, and every answer is on disk");
 }
+
+#[test]
+fn the_command_swaps_it_too_and_rolls_a_bad_release_back() {
+    let mut rig = Rig::start();
+    assert_eq!(rig.client().ask("incr"), "1");
+    let swap = |program: &Path| {
+        let mut swap = Command::new(common::HANDOFF);
+        swap.args(["swap", "--control", &rig.path("control")]).arg(program);
+        // The successor writes where the incumbent does, so this ends with the command.
+        let output = swap.env_remove("HANDOFF_JOURNAL").output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, said) = swap(&example("counter"));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.starts_with("committed "), "{said}");
+    let (code, said) = swap(Path::new("false"));
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.starts_with("rolled back ") && said.ends_with("; the incumbent serves\n"), "{said}");
+    assert_eq!(rig.client().ask("incr"), "2");
+    assert!(wait_for_exit(&mut rig.daemons[0]).success());
+}

@@ -30,6 +30,7 @@ impl Drainable for Nothing {
     }
 }
 
+/// Public, for the benchmark that takes it in.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().collect();
     let [control, data_dir] =
