@@ -164,7 +164,9 @@ impl fmt::Display for Reason {
         match self {
             Self::Deadline => f.write_str("the deadline passed before the successor was ready"),
             Self::NotWarm => f.write_str("the successor was not warm in time"),
-            Self::LeaseLost => f.write_str("the lease was closed"),
+            Self::LeaseLost => f.write_str(
+                "the lease was closed: the driver or the successor ended, and its own messages say why",
+            ),
             Self::Driver { detail } | Self::Operator { detail } => f.write_str(detail),
             Self::SpawnFailed { detail } => write!(f, "the successor could not be started: {detail}"),
             Self::SuccessorLost => f.write_str("the successor died"),
