@@ -56,6 +56,8 @@ pub(crate) struct Drive<'a> {
     /// When the incumbent's clock for the grant ends.
     deadline: Instant,
     began: Instant,
+    /// When the trial ends, once it has begun.
+    bake_until: Option<Instant>,
     stopped_us: Option<u64>,
     served: Option<Served>,
     /// Whether the incumbent said that the data is the successor's, which died.
@@ -115,6 +117,7 @@ impl<'a> Drive<'a> {
             timers: vec![],
             deadline: now,
             began: now,
+            bake_until: None,
             stopped_us: None,
             served: None,
             superseded: false,
@@ -208,6 +211,7 @@ impl<'a> Drive<'a> {
         let phase = self.machine.phase.name();
         self.measured.phases.push(PhaseMark { phase: phase.to_owned(), at_us: clock::monotonic_us() });
         self.note_later(Entry::Phase { name: phase.to_owned() });
+        tracing::debug!(handoff = self.handoff, phase, "driver");
         let wish = (self.observer)(&Event::Phase(phase));
         self.heed(wish);
         Ok(())
@@ -332,11 +336,21 @@ impl<'a> Drive<'a> {
         self.ask_status();
         let queue =
             self.measured.queue_limit.map(|limit| (queues(&self.listeners).map_or(0, |(len, _)| len), limit));
-        let left = self.timers.iter().map(|(_, at)| at.saturating_duration_since(self.ticked)).min();
+        let left = self.left();
         let event =
             Event::Tick { phase: self.machine.phase.name(), open_conns: self.open_conns, queue, left };
         let wish = (self.observer)(&event);
         self.heed(wish);
+    }
+
+    /// What is left of the time that was asked for; the timers run longer.
+    fn left(&self) -> Option<Duration> {
+        let until = match self.machine.phase {
+            Phase::Draining | Phase::Sealing | Phase::Deciding => Some(self.deadline),
+            Phase::Baking => self.bake_until,
+            _ => self.timers.iter().map(|(_, at)| *at).min(),
+        };
+        until.map(|at| at.saturating_duration_since(self.ticked))
     }
 
     fn sample_queues(&mut self) {
@@ -498,6 +512,7 @@ impl<'a> Drive<'a> {
             }
             Message::Serving(served) => {
                 self.served = Some(served);
+                self.bake_until = self.spec.bake.and_then(poll::after);
                 self.sample_queues();
                 Input::Serving
             }
@@ -764,13 +779,14 @@ impl<'a> Drive<'a> {
         self.hear_incumbent_out();
         self.measure();
         self.note_serving();
-        self.note_end(&outcome);
+        let why = self.why(&outcome);
+        self.note_end(&outcome, why.clone());
         let committed = outcome == Outcome::Committed;
         let child = self.successor.take().and_then(|successor| successor.end(committed));
         Ok(HandoffOutcome {
             handoff_id: self.handoff,
             committed,
-            abort_reason: recover::reason_of(&outcome).map(AbortReason),
+            abort_reason: why.map(AbortReason),
             child,
             outcome,
             measured: self.measured,
@@ -820,7 +836,19 @@ impl<'a> Drive<'a> {
             self.overflows_before.zip(overflows()).map(|(before, after)| after.saturating_sub(before));
     }
 
-    fn note_end(&mut self, outcome: &Outcome) {
+    /// Why it was undone; of a successor that died, the driver alone knows how: it is its parent.
+    fn why(&mut self, outcome: &Outcome) -> Option<String> {
+        if let Outcome::RolledBack(Reason::SuccessorLost | Reason::LeaseLost) = outcome
+            && let Some(successor) = &mut self.successor
+            && successor.leader.wait_dead(Instant::now() + LAST_WORDS).unwrap_or(false)
+            && let Ok(Some(status)) = successor.child.try_wait()
+        {
+            return Some(format!("the successor died ({status})"));
+        }
+        recover::reason_of(outcome)
+    }
+
+    fn note_end(&mut self, outcome: &Outcome, why: Option<String>) {
         self.tell_journal();
         let entry = match outcome {
             Outcome::Committed => Entry::Committed {
@@ -836,7 +864,9 @@ impl<'a> Drive<'a> {
                     .map_or(String::new(), |successor| successor.build_id.clone()),
                 gap_us: self.measured.gap_us,
             },
-            Outcome::RolledBack(reason) => Entry::RolledBack { reason: reason.to_string() },
+            Outcome::RolledBack(reason) => {
+                Entry::RolledBack { reason: why.unwrap_or_else(|| reason.to_string()) }
+            }
             Outcome::Refused(_) => return,
             Outcome::NothingServing(detail) | Outcome::Undecided(detail) => {
                 Entry::Undecided { detail: detail.clone() }
@@ -930,4 +960,43 @@ fn far_away() -> Instant {
 
 fn millis(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// Answers one connection: with its hello, and with a word to the question that follows.
+    fn incumbent_that_says(answer: Message) -> (tempfile::TempDir, std::thread::JoinHandle<()>) {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("control")).unwrap();
+        let answering = std::thread::spawn(move || {
+            let mut channel = Channel::new(listener.accept().unwrap().0.into());
+            let deadline = Instant::now() + Duration::from_secs(60);
+            for word in [Message::Hello(own_hello("incumbent", "").unwrap()), answer] {
+                channel.wait("a question", deadline).unwrap();
+                channel.deliver(&word, &[], deadline).unwrap();
+            }
+        });
+        (dir, answering)
+    }
+
+    fn stdio_from(answer: Message) -> Result<Option<[OwnedFd; 2]>> {
+        let (dir, answering) = incumbent_that_says(answer);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut control = Control::connect(dir.path().join("control"), "test", deadline).unwrap();
+        let stdio = fetch_stdio(&mut control, deadline);
+        answering.join().unwrap();
+        stdio
+    }
+
+    #[test]
+    fn an_incumbent_that_does_not_give_its_output_is_no_reason_to_stop() {
+        let reason = "expected a message of this protocol version, got stdio".to_owned();
+        assert!(stdio_from(Message::Refused { reason }).unwrap().is_none());
+        assert!(matches!(stdio_from(Message::StdioCopies {}), Err(Error::Protocol { .. })), "without copies");
+    }
 }

@@ -294,12 +294,14 @@ fn a_second_swap_is_told_which_handoff_is_in_its_way() {
 #[test]
 fn a_bad_successor_is_rolled_back_with_the_reason() {
     let rig = Rig::start();
+    // There has to be something for a stale successor to have missed.
+    rig.first.call(&["SET", "k", "v"]);
     for (fault, code, reason) in [
-        ("crash-at-start", 3, "the successor died"),
-        ("exit-while-warm", 3, "the successor died"),
+        ("crash-at-start", 3, "the successor died (signal: 6 (SIGABRT)"),
+        ("exit-while-warm", 3, "the successor died (exit status: 0)"),
         ("stale", 3, "the successor opened other data than was sealed"),
         ("unhealthy", 3, "the successor reported that it is not healthy"),
-        ("crash-after-begin", 3, "the successor died"),
+        ("crash-after-begin", 3, "the successor died (signal: 6 (SIGABRT)"),
         ("hang-after-begin", 4, "the deadline passed"),
     ] {
         let said = rig.swap(&["--deadline", "500ms"], "bad", &["--fail", fault]).expect(code);
@@ -485,7 +487,9 @@ fn the_journal_answers_after_a_commit_and_a_rollback() {
     assert!(current.err.contains("the owner record in ") && current.err.contains("the journal agrees"));
     let current = rig.run(&["journal", "current", "--json"]).expect(0).json();
     assert_eq!(current["decided_by"], "owner-record");
-    assert_eq!(current["record"]["generation"], 2);
+    // The rollback made a record of its own: the incumbent's third generation is the program of the second.
+    assert_eq!(current["record"]["generation"], 3);
+    assert_eq!(current["journal"]["generation"], 2);
 }
 
 #[test]
@@ -577,6 +581,56 @@ fn a_handoff_whose_driver_was_killed_is_settled_by_resume_and_only_once() {
     assert!(said.out.contains(": committed"), "{said:?}");
     assert_eq!(rig.run(&["journal", "resume"]).expect(0).out, "nothing was left open\n");
     assert_eq!(rig.serving(), "v2");
+}
+
+#[test]
+fn a_handoff_that_nobody_survived_is_settled_with_what_to_start() {
+    let mut rig = Rig::start();
+    let mut baking = rig.bake(&[], &[]);
+    let successor = rig.status().unwrap().process.pid;
+    baking.kill().unwrap();
+    baking.wait().unwrap();
+    rig.first.child.kill().unwrap();
+    rig.first.child.wait().unwrap();
+    kill(successor);
+    // It was on trial, or had just learned that its incumbent is dead: either way somebody is named.
+    let said = rig.run(&["journal", "resume"]).expect(6);
+    assert!(said.out.contains("nothing serves: ") && said.out.contains(HANDOFF), "{said:?}");
+    assert!(rig.run(&["journal", "resume"]).expect(0).out.starts_with("nothing was left open"));
+    let said = rig.run(&["journal", "current"]).expect(0);
+    let start: Vec<&str> = said.out.split_whitespace().collect();
+    let mut command = Command::new(start[0]);
+    command.args(&start[1..]);
+    drop(Kvd::spawn(command));
+}
+
+#[test]
+fn a_daemon_that_is_stopped_is_waited_for_only_so_long() {
+    let rig = Rig::start();
+    rig.first.signal("STOP");
+    let said = rig.run(&["status", "--timeout", "200ms"]).expect(1);
+    assert!(said.out.starts_with("nobody answers at ") && said.out.contains("timed out"), "{said:?}");
+    rig.first.signal("CONT");
+    rig.run(&["status"]).expect(0);
+}
+
+#[test]
+fn verbose_says_more_and_whoever_asks_with_a_variable_gets_that() {
+    let rig = Rig::start();
+    let warned = |command: &mut Command| {
+        command.args(["swap", "--warm-up-limit", "100ms", HANDOFF, "kvd", "--fail", "hang-while-warm"]);
+        command.args(["--data-dir", rig.data_dir().to_str().unwrap()]);
+    };
+    let mut loud = rig.command(&[]);
+    warned(&mut loud);
+    assert!(Said::of(loud).expect(4).err.contains("handoff swap: warning: the successor does not go"));
+    let mut silent = rig.command(&[]);
+    warned(&mut silent);
+    silent.env("RUST_LOG", "off");
+    assert_eq!(Said::of(silent).expect(4).err, "");
+    let said = rig.swap(&["--verbose"], "v2", &[]).expect(0);
+    assert!(said.err.contains("handoff swap: debug: ") && said.err.contains("draining"), "{said:?}");
+    assert!(!said.err.contains('\u{1b}'), "no colours where nobody looks");
 }
 
 #[test]

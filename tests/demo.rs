@@ -4,7 +4,8 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -87,23 +88,42 @@ fn an_unexpected_outcome_fails_the_demonstration_though_no_client_noticed() {
     assert_eq!(report["scenarios"][0]["outcome"], "rolled back (unhealthy)");
 }
 
+/// Starts a demonstration that would go on for minutes, and returns it in the middle of its swaps.
+fn running_demo(dir: &Path) -> Child {
+    let mut command = Command::new(HANDOFF);
+    command.args(["demo", "--seconds", "600", "--data-dir"]).arg(dir).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("a swap: committed")));
+    assert!(!processes_of(dir).is_empty());
+    child
+}
+
 #[test]
 fn an_interrupted_demonstration_leaves_nothing_behind() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("data");
-    let mut command = Command::new(HANDOFF);
-    command.args(["demo", "--seconds", "600", "--data-dir"]).arg(&dir).stdout(Stdio::piped());
-    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    // The second swap and those after it go on for minutes.
-    assert!(lines.any(|line| line.unwrap().contains("a swap: committed")));
-    assert!(!processes_of(&dir).is_empty());
+    let mut child = running_demo(&dir);
     let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
     let status = child.wait().unwrap();
     assert_eq!((status.code(), status.signal()), (Some(5), None));
     assert!(!dir.exists());
     assert_eq!(processes_of(&dir), Vec::<String>::new());
+}
+
+#[test]
+fn a_demonstration_that_is_killed_leaves_nothing_behind_either() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("data");
+    let mut child = running_demo(&dir);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while dir.exists() || !processes_of(&dir).is_empty() {
+        assert!(Instant::now() < deadline, "left: {:?}", processes_of(&dir));
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]

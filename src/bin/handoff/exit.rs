@@ -102,8 +102,10 @@ impl Exit {
             | Error::NetworkFileSystem { .. }
             | Error::Busy { .. }
             | Error::Refused { .. }
-            | Error::Aborted { .. } => Self::Refused,
-            Error::TimedOut { .. } => Self::TimedOut,
+            | Error::Aborted { .. }
+            // How a handoff ended is an outcome: this is a peer that did not answer.
+            | Error::PeerLost { .. }
+            | Error::TimedOut { .. } => Self::Refused,
             Error::Damaged { .. } => Self::NothingServing,
             Error::Invalid { .. } => Self::Usage,
             _ => Self::System,

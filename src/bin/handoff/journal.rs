@@ -48,6 +48,9 @@ enum Question {
 
 /// Show what happened, one line an event
 #[derive(clap::Args)]
+#[command(after_help = exit::after_help("
+  handoff journal show --follow
+  handoff journal show --json | jq 'select(.event.kind == \"rolled_back\")'"))]
 struct Show {
     #[command(flatten)]
     file: File,
@@ -70,6 +73,9 @@ struct Show {
 /// The first line is the command to start. The owner record in the data directory decides where there is one; the journal comes
 /// second.
 #[derive(clap::Args)]
+#[command(after_help = exit::after_help("
+  handoff journal current --data-dir /var/lib/kv
+  handoff journal current --json | jq .evidence"))]
 struct Current {
     /// Read this journal
     #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
@@ -90,6 +96,10 @@ struct Current {
 
 /// Show where the time of a handoff went
 #[derive(clap::Args)]
+#[command(after_help = exit::after_help("
+  handoff journal timeline
+  handoff journal timeline 1m84h --svg handoff.svg
+  handoff journal timeline --trace trace.json     # for ui.perfetto.dev"))]
 struct TimelineArgs {
     #[command(flatten)]
     file: File,
@@ -111,6 +121,8 @@ struct TimelineArgs {
 ///
 /// Running it twice, or when there is nothing to do, is fine.
 #[derive(clap::Args)]
+#[command(after_help = exit::after_help("
+  handoff journal resume --journal /var/lib/kv/journal"))]
 struct Resume {
     #[command(flatten)]
     file: File,
@@ -122,6 +134,8 @@ struct Resume {
 
 /// Move the damaged parts of a journal into files beside it, and keep every sound record
 #[derive(clap::Args)]
+#[command(after_help = exit::after_help("
+  handoff journal repair /var/lib/kv/journal"))]
 struct Repair {
     /// The journal
     #[arg(value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
@@ -313,10 +327,11 @@ impl Answer {
             evidence.push(of_record(record, path, args_dropped));
         }
         if let Some(noted) = &in_journal {
-            let agrees = record.as_ref().map(|record| record.generation == noted.generation);
+            // A rollback and a restart count generations, and change nothing about the program.
+            let agrees = program.as_ref().map(|program| *program == program_of(noted));
             let word = match agrees {
                 Some(true) => "the journal agrees",
-                Some(false) => "the journal knows of another generation",
+                Some(false) => "the journal knows of another program",
                 None => "the journal says so, and there is no owner record",
             };
             evidence.push(format!("{word}: generation {}, {}", noted.generation, noted.evidence));

@@ -14,6 +14,7 @@ mod out;
 mod progress;
 mod settle;
 mod status;
+mod summary;
 mod swap;
 mod words;
 
@@ -29,7 +30,7 @@ use exit::Exit;
 #[command(version, max_term_width = 100, after_help = exit::after_help(EXAMPLES))]
 struct Cli {
     /// Say what goes on, on standard error; RUST_LOG chooses more finely
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 100)]
     verbose: bool,
 
     #[command(subcommand)]

@@ -1,6 +1,8 @@
 //! How a swap goes, for a person at a terminal.
 
 use std::io::{IsTerminal, stderr};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use handoff::supervisor::Event;
@@ -20,44 +22,73 @@ pub enum When {
     Never,
 }
 
-/// Where it is shown.
-pub enum Progress {
-    /// One line that changes, on a terminal.
-    Bar(ProgressBar),
-    /// A line for each phase.
-    Lines,
-    /// Nowhere.
-    Quiet,
+/// Shows what it is told, in a thread of its own: a terminal that was stopped must not stop a swap in its gap.
+pub struct Progress {
+    /// None where nothing is shown.
+    news: Option<Sender<News>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum News {
+    Phase(String),
+    Tick(String),
 }
 
 impl Progress {
     pub fn new(when: When) -> Self {
         match (when, stderr().is_terminal()) {
-            (When::Never, _) | (When::Auto, false) => Self::Quiet,
-            (When::Always, false) => Self::Lines,
-            (When::Auto | When::Always, true) => Self::Bar(bar()),
+            (When::Never, _) | (When::Auto, false) => Self { news: None, thread: None },
+            (When::Always, false) => Self::shown_by(lines),
+            (When::Auto | When::Always, true) => Self::shown_by(draw),
         }
     }
 
+    fn shown_by(show: fn(&Receiver<News>)) -> Self {
+        let (news, told) = channel();
+        Self { news: Some(news), thread: Some(std::thread::spawn(move || show(&told))) }
+    }
+
     pub fn show(&self, event: &Event<'_>) {
-        match (self, event) {
-            (Self::Quiet, _) | (_, Event::Phase("done")) | (Self::Lines, Event::Tick { .. }) => {}
-            (Self::Lines, Event::Phase(phase)) => out::say("swap", "info", phase),
-            (Self::Bar(bar), event) => {
-                bar.set_message(message(event));
-                bar.tick();
-            }
-        }
+        let Some(news) = &self.news else { return };
+        let told = match event {
+            // The summary says how it ended.
+            Event::Phase("done") => return,
+            Event::Phase(phase) => News::Phase((*phase).to_owned()),
+            Event::Tick { .. } => News::Tick(message(event)),
+        };
+        // A thread that ended shows nothing any more, and nothing depends on it.
+        let _ = news.send(told);
     }
 }
 
 impl Drop for Progress {
     /// The summary stands alone.
     fn drop(&mut self) {
-        if let Self::Bar(bar) = self {
-            bar.finish_and_clear();
+        self.news = None;
+        if let Some(thread) = self.thread.take() {
+            // What it could not show is not worth a word.
+            let _ = thread.join();
         }
     }
+}
+
+/// A line for each phase.
+fn lines(told: &Receiver<News>) {
+    for news in told {
+        if let News::Phase(phase) = news {
+            out::say("swap", "info", &phase);
+        }
+    }
+}
+
+/// One line that changes.
+fn draw(told: &Receiver<News>) {
+    let bar = bar();
+    for News::Phase(text) | News::Tick(text) in told {
+        bar.set_message(text);
+        bar.tick();
+    }
+    bar.finish_and_clear();
 }
 
 fn bar() -> ProgressBar {

@@ -1,4 +1,5 @@
-use std::fmt::Write;
+use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -6,18 +7,18 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use handoff::control::Control;
 use handoff::error::Error;
-use handoff::proto::driver::{Outcome, Refusal};
-use handoff::proto::wire::{PhaseMark, Status};
-use handoff::supervisor::{self, Event, HandoffOutcome, Measured, SpawnSpec, Supervisor, Wish};
+use handoff::proto::driver::Refusal;
+use handoff::proto::wire::Status;
+use handoff::supervisor::{self, Event, SpawnSpec, Supervisor, Wish};
 use handoff::sys::process;
 use handoff::sys::signals::{Termination, Terminations};
 use handoff::sys::spawn::Program;
-use serde::Serialize;
 
-use crate::duration::{self, show_ms, show_us};
+use crate::duration;
 use crate::exit::{self, Exit};
 use crate::health::{Check, Monitor};
 use crate::progress::{Progress, When};
+use crate::summary::Summary;
 use crate::{journal, logging, out, status};
 
 /// Replace the running daemon's binary by PROG, or leave everything as it was
@@ -135,7 +136,8 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     logging::quietly("swap");
     // Before anything is asked of anybody.
     if let Err(e) = Program::open(&args.program) {
-        return Ok(exit::fatal_as("swap", &e.into(), unusable(&args.program)));
+        let exit = unusable(&e);
+        return Ok(exit::fatal_as("swap", &e.into(), exit));
     }
     let running = ask(&args.control).map_err(|e| exit::attempt(e, asking(&args.control)))?;
     if let Some(refusal) = busy(&running) {
@@ -166,16 +168,11 @@ fn asking(control: &Path) -> String {
 }
 
 /// Tells what is not there from what is and cannot be run.
-fn unusable(program: &Path) -> Exit {
-    match Program::open(program) {
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            Exit::NotExecutable
-        }
-        Err(Error::Io { source, .. })
-            if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
-        {
-            Exit::NotFound
-        }
+fn unusable(e: &Error) -> Exit {
+    let Error::Io { source, .. } = e else { return Exit::System };
+    match source.kind() {
+        ErrorKind::PermissionDenied => Exit::NotExecutable,
+        ErrorKind::NotFound | ErrorKind::NotADirectory => Exit::NotFound,
         _ => Exit::System,
     }
 }
@@ -314,156 +311,17 @@ fn signals() -> anyhow::Result<Receiver<Termination>> {
 
 // ---- The end.
 
-/// How it ended, for people on one line and for programs as an object.
-#[derive(Serialize)]
-struct Summary {
-    /// `committed`, `rolled-back`, `refused`, `nothing-serving` or `undecided`.
-    outcome: &'static str,
-    committed: bool,
-    exit: u8,
-    handoff: Option<String>,
-    reason: Option<String>,
-    /// The reason in a word, where it was rolled back.
-    reason_kind: Option<&'static str>,
-    /// The phase that it was in when it was undone.
-    phase: Option<String>,
-    binary: Option<PathBuf>,
-    args: Vec<String>,
-    pid: Option<u32>,
-    drain_us: Option<u64>,
-    seal_us: Option<u64>,
-    ready_us: Option<u64>,
-    bake_us: Option<u64>,
-    conns_closed: u32,
-    #[serde(flatten)]
-    measured: Measured,
-}
-
-impl Summary {
-    fn of(ended: &HandoffOutcome, (binary, args): (PathBuf, Vec<String>)) -> Self {
-        let measured = ended.measured.clone();
-        let at = |name: &str| at(&measured.phases, name);
-        let between = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?));
-        let baked = at("baking").map(|_| measured.serving_us);
-        Self {
-            outcome: word(&ended.outcome),
-            committed: ended.committed,
-            exit: Exit::for_outcome(&ended.outcome) as u8,
-            handoff: Some(ended.handoff_id.clone()),
-            reason: ended.abort_reason.as_ref().map(|reason| out::one_line(&reason.to_string())),
-            reason_kind: match &ended.outcome {
-                Outcome::RolledBack(reason) => Some(reason.kind()),
-                _ => None,
-            },
-            phase: undone_in(&measured.phases).filter(|_| !ended.committed),
-            binary: Some(binary),
-            args,
-            pid: ended.child.as_ref().map(std::process::Child::id),
-            drain_us: between(at("draining"), at("sealing")),
-            seal_us: between(at("sealing"), at("deciding")),
-            ready_us: between(at("deciding"), measured.serving_us),
-            bake_us: baked.and_then(|since| between(since, at("done"))),
-            conns_closed: if ended.committed { measured.conns_at_drain } else { 0 },
-            measured,
-        }
-    }
-
-    fn refused(refusal: &Refusal) -> Self {
-        let outcome = Outcome::Refused(refusal.clone());
-        Self {
-            outcome: word(&outcome),
-            committed: false,
-            exit: Exit::Refused as u8,
-            handoff: None,
-            reason: Some(journal::phrase(&outcome)),
-            reason_kind: None,
-            phase: None,
-            binary: None,
-            args: vec![],
-            pid: None,
-            drain_us: None,
-            seal_us: None,
-            ready_us: None,
-            bake_us: None,
-            conns_closed: 0,
-            measured: Measured::default(),
-        }
-    }
-
-    fn line(&self) -> String {
-        let id = self.handoff.as_deref().unwrap_or("-");
-        let reason = self.reason.as_deref().unwrap_or("for no reason that is known");
-        match self.outcome {
-            "committed" => self.committed_line(id),
-            "rolled-back" => {
-                let phase = self.phase.as_deref().unwrap_or("beginning");
-                let took = show_ms(self.measured.total_ms);
-                format!("rolled back {id} while {phase}, after {took}: {reason}; the incumbent serves")
-            }
-            "nothing-serving" => format!("nothing serves after {id}: {reason}"),
-            _ => format!("undecided {id}: {reason}"),
-        }
-    }
-
-    fn committed_line(&self, id: &str) -> String {
-        let m = &self.measured;
-        let mut line = format!("committed {id}");
-        let phases = [("drain", self.drain_us), ("seal", self.seal_us), ("ready", self.ready_us)];
-        let known: Vec<String> =
-            phases.iter().filter_map(|(name, us)| us.map(|us| format!("{name} {}", show_us(us)))).collect();
-        // Writing to a string cannot fail.
-        let _ = match m.gap_us {
-            Some(gap) => write!(line, " gap {} ({})", show_us(gap), known.join(" ")),
-            None => write!(line, " gap unknown ({})", known.join(" ")),
-        };
-        if let Some(bake) = self.bake_us {
-            let _ = write!(line, " bake {}", show_us(bake));
-        }
-        if let (Some(peak), Some(limit)) = (m.queue_peak, m.queue_limit) {
-            let _ = write!(line, " queue peak {peak}/{limit}");
-        }
-        if let Some(overflows) = m.overflows {
-            let _ = write!(line, " overflows {overflows}");
-        }
-        let _ = write!(line, " connections closed {}", self.conns_closed);
-        if m.conns_remaining > 0 {
-            let _ = write!(line, " ({} of them in use)", m.conns_remaining);
-        }
-        line
-    }
-}
-
-fn at(phases: &[PhaseMark], name: &str) -> Option<u64> {
-    phases.iter().find(|mark| mark.phase == name).map(|mark| mark.at_us)
-}
-
-fn undone_in(phases: &[PhaseMark]) -> Option<String> {
-    let ending = ["aborting", "dismissing", "inquiring", "done"];
-    phases.iter().rev().map(|mark| &mark.phase).find(|name| !ending.contains(&name.as_str())).cloned()
-}
-
-fn word(outcome: &Outcome) -> &'static str {
-    match outcome {
-        Outcome::Committed => "committed",
-        Outcome::RolledBack(_) => "rolled-back",
-        Outcome::Refused(_) => "refused",
-        Outcome::NothingServing(_) => "nothing-serving",
-        Outcome::Undecided(_) => "undecided",
-    }
-}
-
 fn report(args: &Args, summary: &Summary) -> anyhow::Result<Exit> {
-    if summary.outcome == "refused" {
-        let reason = summary.reason.as_deref().unwrap_or_default();
-        out::say("swap", "fatal", &format!("unable to swap the daemon: {reason}"));
-    } else if !args.json {
-        let _ = out::line(&summary.line())?;
+    if summary.is_refusal() {
+        out::say("swap", "fatal", &format!("unable to swap the daemon: {}", summary.reason()));
     }
-    if args.json {
-        let _ = out::json(summary)?;
-    }
-    let code = summary.exit;
-    Ok(Exit::ALL.into_iter().find(|exit| *exit as u8 == code).expect("it came from the table"))
+    // Whoever reads it may be gone; how it ended is in the exit code too.
+    let _ = match (args.json, summary.is_refusal()) {
+        (true, _) => out::json(summary)?,
+        (false, true) => ControlFlow::Continue(()),
+        (false, false) => out::line(&summary.line())?,
+    };
+    Ok(summary.exit)
 }
 
 #[cfg(test)]
@@ -475,12 +333,5 @@ mod tests {
         assert_eq!(variable("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
         assert_eq!(variable("A="), Ok(("A".to_owned(), String::new())));
         assert!(variable("=b").is_err() && variable("A").is_err());
-    }
-
-    #[test]
-    fn a_rollback_names_the_phase_that_was_undone() {
-        let mark = |phase: &str| PhaseMark { phase: phase.to_owned(), at_us: 1 };
-        let phases = ["preparing", "warming", "draining", "aborting", "done"].map(mark);
-        assert_eq!(undone_in(&phases).as_deref(), Some("draining"));
     }
 }

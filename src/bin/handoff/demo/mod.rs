@@ -1,6 +1,7 @@
 //! `handoff demo`: the whole thing on this machine, with an embedded store and a load.
 
 mod driver;
+mod janitor;
 mod premises;
 mod report;
 mod scenario;
@@ -15,6 +16,7 @@ use anyhow::Context;
 use handoff::sys::signals::Terminations;
 
 use crate::exit::Exit;
+use janitor::Janitor;
 use premises::Premises;
 use report::{Report, Row};
 use scenario::{SCENARIOS, SWAP, Scenario};
@@ -55,6 +57,10 @@ pub struct Args {
     /// Be the driver of one swap, for the demonstration at this socket
     #[arg(long, value_name = "SOCKET", hide = true)]
     driver: Option<PathBuf>,
+
+    /// Be the janitor of the demonstration at the other end of standard input
+    #[arg(long, hide = true)]
+    janitor: bool,
 }
 
 /// Runs the demonstration, or is its driver.
@@ -62,22 +68,31 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     if let Some(socket) = &args.driver {
         return driver::run(socket);
     }
+    if args.janitor {
+        return janitor::run();
+    }
     let premises = Arc::new(Premises::open(args.data_dir.as_deref(), args.keep)?);
-    clear_whatever_happens(&premises)?;
+    let janitor = Janitor::start(&premises)?;
+    clear_on_signals_and_panics(&premises)?;
     let report = perform(&args, &premises);
+    premises.mind_the_end();
     premises.clear();
+    drop(janitor);
     let (show, report) = report?;
     show.end(&report, &hint(&args, &premises)).context("show the result")?;
     Ok(if report.ok { Exit::Done } else { Exit::CheckFailed })
 }
 
-/// Nothing is left behind by a signal or by a panic, which in a release ends the process without running destructors.
-fn clear_whatever_happens(premises: &Arc<Premises>) -> anyhow::Result<()> {
+/// Clears up before the process ends, so that whoever waits for it finds nothing left. A panic of a release runs no
+/// destructors, and a SIGKILL is for the janitor.
+fn clear_on_signals_and_panics(premises: &Arc<Premises>) -> anyhow::Result<()> {
     let theirs = Arc::clone(premises);
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         print(info);
         theirs.clear();
+        // In any thread, as in a release.
+        std::process::abort();
     }));
     let mut terminations = Terminations::catch().context("catch signals")?;
     let theirs = Arc::clone(premises);

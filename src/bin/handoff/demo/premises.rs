@@ -15,6 +15,7 @@ use anyhow::Context;
 use handoff::Error;
 use handoff::sys::process::{PidFd, Signal};
 use handoff::sys::random;
+use serde::{Deserialize, Serialize};
 
 /// The variable that marks a demonstration's processes.
 const MARK: &str = "HANDOFF_DEMO";
@@ -23,7 +24,7 @@ const DYING: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// What a demonstration owns, until it is [`clear`](Self::clear)ed.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Premises {
     dir: PathBuf,
     /// Whether the directory itself was made here.
@@ -31,6 +32,7 @@ pub struct Premises {
     keep: bool,
     token: String,
     /// Whether nothing is started any more. Held while something is being started.
+    #[serde(skip)]
     closed: Mutex<bool>,
 }
 
@@ -110,6 +112,15 @@ impl Premises {
         self.end_processes();
         if !self.keep {
             self.remove();
+        }
+    }
+
+    /// Does not return if everything is being ended after a signal or a panic: what fails then is no news, and the thread that does it
+    /// ends this process. For the main thread, before it tells of anything.
+    pub fn mind_the_end(&self) {
+        let is_closed = || *self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        while is_closed() {
+            std::thread::park();
         }
     }
 

@@ -125,7 +125,7 @@ pub const SCENARIOS: &[Scenario] = &[
     killed("the driver is killed after the seal", Kill(Driver, Entering(Deciding)), RollsBack(DRIVER_GONE)),
     Scenario {
         fault: SLOW,
-        ..killed("the driver is killed after it passed the lease", Kill(Driver, Within(Deciding)), Commits)
+        ..killed("the driver is killed as a slow successor opens", Kill(Driver, Within(Deciding)), Commits)
     },
     killed(
         "the incumbent is killed before the drain, clients idle",
@@ -136,7 +136,11 @@ pub const SCENARIOS: &[Scenario] = &[
     killed("the incumbent is killed after the seal", Kill(Incumbent, Entering(Deciding)), Commits),
     Scenario {
         fault: SLOW,
-        ..killed("the incumbent is killed as the successor opens", Kill(Incumbent, Within(Deciding)), Commits)
+        ..killed(
+            "the incumbent is killed as a slow successor opens",
+            Kill(Incumbent, Within(Deciding)),
+            Commits,
+        )
     },
 ];
 

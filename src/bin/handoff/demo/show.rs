@@ -1,11 +1,12 @@
 //! What a demonstration shows while it runs.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::report::{Report, Row};
+use crate::out;
 
 /// Shows one line an outcome, and on a terminal also what is going on.
 pub struct Show {
@@ -13,6 +14,8 @@ pub struct Show {
     bar: ProgressBar,
     json: bool,
     terminal: bool,
+    /// Unless NO_COLOR asks for none.
+    colours: bool,
 }
 
 impl Show {
@@ -24,7 +27,8 @@ impl Show {
         bar.set_style(style);
         bar.enable_steady_tick(Duration::from_millis(100));
         let terminal = if json { io::stderr().is_terminal() } else { io::stdout().is_terminal() };
-        Self { bar, json, terminal }
+        let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Self { bar, json, terminal, colours }
     }
 
     /// Says what is being done.
@@ -40,16 +44,18 @@ impl Show {
             return;
         }
         // A reader that has gone misses the rest; the exit code still tells.
-        self.bar.suspend(|| drop(writeln!(io::stdout(), "{line}")));
+        self.bar.suspend(|| drop(out::line(line)));
     }
 
     /// Says what came of a scenario.
     pub fn outcome(&self, row: &Row) {
-        let mark = match (self.terminal, row.as_expected) {
-            (true, true) => "\u{1b}[32m✓\u{1b}[0m",
-            (true, false) => "\u{1b}[31m✗\u{1b}[0m",
-            (false, true) => "ok    ",
-            (false, false) => "FAILED",
+        let mark = match (self.terminal, self.colours, row.as_expected) {
+            (true, true, true) => "\u{1b}[32m✓\u{1b}[0m",
+            (true, true, false) => "\u{1b}[31m✗\u{1b}[0m",
+            (true, false, true) => "✓",
+            (true, false, false) => "✗",
+            (false, _, true) => "ok    ",
+            (false, _, false) => "FAILED",
         };
         self.say(&format!("{mark} {}", row.line()));
         self.bar.inc(1);
@@ -58,11 +64,11 @@ impl Show {
     /// Shows all of it, and what to do next.
     pub fn end(&self, report: &Report, hint: &str) -> anyhow::Result<()> {
         self.bar.finish_and_clear();
-        let mut out = io::stdout();
-        match self.json {
-            true => writeln!(out, "{}", serde_json::to_string_pretty(report)?)?,
-            false => writeln!(out, "\n{report}\n{hint}")?,
-        }
+        // As above.
+        let _ = match self.json {
+            true => out::json(report)?,
+            false => out::text(&format!("\n{report}\n{hint}\n"))?,
+        };
         Ok(())
     }
 }

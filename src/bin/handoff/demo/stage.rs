@@ -114,6 +114,7 @@ impl<'a> Stage<'a> {
         let began = Instant::now();
         let mut row = Row::new(scenario);
         if let Err(e) = play(self, &mut row).and_then(|()| self.take_stock(&mut row)) {
+            self.premises.mind_the_end();
             row.problems.push(format!("unable to {e:#}"));
         }
         row.seconds = began.elapsed().as_secs_f64();
