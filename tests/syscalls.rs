@@ -115,7 +115,7 @@ fn is_ordinary(call: &str) -> bool {
 fn calls(log: &Path) -> Vec<Call> {
     let text = std::fs::read_to_string(log).unwrap();
     let call = |line: &str| {
-        let mut words = line.splitn(2, ' ').nth(1)?.trim_start().splitn(2, ' ');
+        let mut words = line.split_once(' ')?.1.trim_start().splitn(2, ' ');
         let at = (words.next()?.parse::<f64>().ok()? * 1e6) as u64;
         // What is finished later counts from where it began; signals and exits are no calls.
         let call = words.next()?;
