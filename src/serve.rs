@@ -836,7 +836,10 @@ impl<'a, D: Drainable> Server<'a, D> {
             Action::CallSeal => self.job(Job::Seal),
             Action::CallResume => self.job(Job::Resume),
             Action::Interrupt => {
-                if let Err(detail) = guarded(|| Ok(self.hooks.interrupt())) {
+                if let Err(detail) = guarded(|| {
+                    self.hooks.interrupt();
+                    Ok(())
+                }) {
                     tracing::warn!(detail, "interrupt");
                 }
             }

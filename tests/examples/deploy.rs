@@ -6,7 +6,14 @@ use std::time::Duration;
 
 use handoff::supervisor::{Outcome, SpawnSpec, Supervisor};
 
-fn main() -> Result<ExitCode, Box<dyn Error>> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|e| {
+        eprintln!("deploy: fatal: {e}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode, Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [control, journal, program, args @ ..] = args.as_slice() else {
         return Err("usage: deploy CONTROL JOURNAL PROGRAM [ARG...]".into());
