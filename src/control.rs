@@ -107,6 +107,22 @@ impl Control {
         }
     }
 
+    /// Fetches copies of the daemon's standard output and error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] where it has none, or is of a release that does not give them; otherwise as
+    /// [`status`](Self::status).
+    pub fn stdio(&mut self, deadline: Instant) -> Result<[OwnedFd; 2]> {
+        match self.ask(&Message::Stdio {}, deadline)? {
+            (Message::StdioCopies {}, fds) => fds.try_into().map_err(|fds: Vec<OwnedFd>| Error::Protocol {
+                expected: "2 descriptors".to_owned(),
+                got: fds.len().to_string(),
+            }),
+            (other, _) => Err(unexpected("stdio-copies", &other)),
+        }
+    }
+
     /// Asks to keep a successor that is on trial.
     ///
     /// # Errors

@@ -376,9 +376,9 @@ impl LockOptions {
                 format!("the lock file's name must be a name in the data directory, not {}", name.display());
             return Err(Error::Invalid { detail });
         }
-        let dir = dir
-            .canonicalize()
-            .map_err(|e| Error::io(format!("find the data directory {}", dir.display()), e))?;
+        let dir = dir.canonicalize().map_err(|e| {
+            Error::io(format!("find the data directory {}, which must be there", dir.display()), e)
+        })?;
         let place = Place { path: dir.join(name), dir };
         self.check_file_system(&place)?;
         Ok(place)
@@ -528,6 +528,10 @@ fn check_generation(record: Option<&OwnerRecord>) -> Result<()> {
     let found = record.map_or(0, |record| record.generation);
     if found == expected {
         return Ok(());
+    }
+    if record.is_none() {
+        let reason = "this data directory has no owner: the incumbent serves another one".to_owned();
+        return Err(Error::Aborted { reason });
     }
     Err(Error::Aborted {
         reason: format!("came too late: the data went on to generation {found}, expected {expected}"),

@@ -17,7 +17,7 @@ use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Ser
 use crate::proto::{Reason, Terms, Verdict};
 use crate::recover::{self, Parties};
 use crate::role::{check_hello, own_hello, pidfd};
-use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, SpawnSpec, Wish, new_id};
+use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, Output, SpawnSpec, Wish, new_id};
 use crate::sys::poll::{self, Want};
 use crate::sys::process::{PidFd, Signal};
 use crate::sys::spawn::{Image, Program, Spawn};
@@ -29,6 +29,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 const INQUIRY: u32 = 5;
 /// How long a successor that was told to go may take, and then how long it may take to die.
 const DISMISSAL: Duration = Duration::from_secs(1);
+/// How long the incumbent's account of a handoff that has ended is waited for.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Between two looks at what moves while nothing is said: in the gap, and outside it.
 const TICK_GAP: Duration = Duration::from_millis(1);
 const TICK: Duration = Duration::from_millis(50);
@@ -39,6 +41,8 @@ pub(crate) struct Drive<'a> {
     spec: SpawnSpec,
     program: Program,
     listeners: Vec<(String, OwnedFd)>,
+    /// Standard output and error for the successor, where they are not ours.
+    stdio: Option<[OwnedFd; 2]>,
     journal: Option<Journal>,
     /// What the journal is to be told as soon as nobody waits for this process.
     untold: Vec<(Stamp, Entry)>,
@@ -54,8 +58,12 @@ pub(crate) struct Drive<'a> {
     /// When the incumbent's clock for the grant ends.
     deadline: Instant,
     began: Instant,
+    /// When the trial ends, once it has begun.
+    bake_until: Option<Instant>,
     stopped_us: Option<u64>,
     served: Option<Served>,
+    /// Whether the incumbent said that the data is the successor's, which died.
+    superseded: bool,
     open_conns: Option<u32>,
     /// When the observer was told last, and whether the incumbent owes it a status.
     ticked: Instant,
@@ -66,8 +74,6 @@ pub(crate) struct Drive<'a> {
     cancelled: bool,
     /// Whether the successor has said that it waits.
     warm: bool,
-    /// Whether the data is the successor's, who is dead.
-    superseded: bool,
 }
 
 /// The process that was started.
@@ -99,6 +105,7 @@ impl<'a> Drive<'a> {
             spec,
             program,
             listeners,
+            stdio: None,
             journal,
             untold: vec![],
             observer,
@@ -112,8 +119,10 @@ impl<'a> Drive<'a> {
             timers: vec![],
             deadline: now,
             began: now,
+            bake_until: None,
             stopped_us: None,
             served: None,
+            superseded: false,
             open_conns: None,
             ticked: now,
             asked_status: false,
@@ -122,7 +131,6 @@ impl<'a> Drive<'a> {
             inputs: std::collections::VecDeque::new(),
             cancelled: false,
             warm: false,
-            superseded: false,
         })
     }
 
@@ -180,6 +188,9 @@ impl<'a> Drive<'a> {
         }
         let lease = Control::connect(self.control, "handoff driver", deadline)?;
         let is_same = lease.hello().process == watch.hello().process;
+        if self.spec.output == Output::Incumbents {
+            self.stdio = fetch_stdio(&mut watch, deadline)?;
+        }
         self.watch = Some(watch.into_channel());
         self.lease = Some(lease.into_channel());
         Ok(is_same)
@@ -202,6 +213,7 @@ impl<'a> Drive<'a> {
         let phase = self.machine.phase.name();
         self.measured.phases.push(PhaseMark { phase: phase.to_owned(), at_us: clock::monotonic_us() });
         self.note_later(Entry::Phase { name: phase.to_owned() });
+        tracing::debug!(handoff = self.handoff, phase, "driver");
         let wish = (self.observer)(&Event::Phase(phase));
         self.heed(wish);
         Ok(())
@@ -326,11 +338,21 @@ impl<'a> Drive<'a> {
         self.ask_status();
         let queue =
             self.measured.queue_limit.map(|limit| (queues(&self.listeners).map_or(0, |(len, _)| len), limit));
-        let left = self.timers.iter().map(|(_, at)| at.saturating_duration_since(self.ticked)).min();
+        let left = self.left();
         let event =
             Event::Tick { phase: self.machine.phase.name(), open_conns: self.open_conns, queue, left };
         let wish = (self.observer)(&event);
         self.heed(wish);
+    }
+
+    /// What is left of the time that was asked for; the timers run longer.
+    fn left(&self) -> Option<Duration> {
+        let until = match self.machine.phase {
+            Phase::Draining | Phase::Sealing | Phase::Deciding => Some(self.deadline),
+            Phase::Baking => self.bake_until,
+            _ => self.timers.iter().map(|(_, at)| *at).min(),
+        };
+        until.map(|at| at.saturating_duration_since(self.ticked))
     }
 
     fn sample_queues(&mut self) {
@@ -440,6 +462,7 @@ impl<'a> Drive<'a> {
             return;
         }
         self.journal_incumbents_phases(&report.phases);
+        self.measured.incumbent_phases = report.phases;
         self.served = self.served.or(report.served);
         self.superseded |= report.verdict == Verdict::Superseded;
         self.inputs.push_back(Input::Verdict(report.verdict));
@@ -491,6 +514,7 @@ impl<'a> Drive<'a> {
             }
             Message::Serving(served) => {
                 self.served = Some(served);
+                self.bake_until = self.spec.bake.and_then(poll::after);
                 self.sample_queues();
                 Input::Serving
             }
@@ -658,6 +682,10 @@ impl<'a> Drive<'a> {
         // A session of its own: a closing terminal does not take it along, and it can be killed whole.
         spawn.new_session = true;
         spawn.cgroup.clone_from(&self.spec.cgroup);
+        spawn.directory.clone_from(&self.spec.directory);
+        if let Some([stdout, stderr]) = &self.stdio {
+            (spawn.stdout, spawn.stderr) = (Some(stdout.as_fd()), Some(stderr.as_fd()));
+        }
         let child = spawn.spawn()?;
         let leader = PidFd::open(child.id())
             .map_err(|e| Error::io(format!("open a pidfd of pid {}", child.id()), e))?;
@@ -737,18 +765,13 @@ impl<'a> Drive<'a> {
 
     fn parties(&self) -> Parties {
         let Some((prepared, _)) = &self.prepared else { return Parties::default() };
-        let lock_file = Some(Path::new(&prepared.data_dir).join(&prepared.lock_file));
-        if self.superseded {
-            // The incumbent becomes the successor's program, or whoever starts next does: the next generation tells.
-            let generation = Some(prepared.generation + 1);
-            return Parties { lock_file, incumbent: None, successor: None, generation };
-        }
         let process = self.successor.as_ref().and_then(|successor| successor.process.as_ref());
         Parties {
-            lock_file,
+            lock_file: Some(Path::new(&prepared.data_dir).join(&prepared.lock_file)),
             incumbent: Some(prepared.incumbent.clone()),
             successor: process.map(|(process, _)| process.clone()),
             generation: Some(prepared.generation),
+            superseded: self.superseded,
         }
     }
 
@@ -758,34 +781,86 @@ impl<'a> Drive<'a> {
         let Phase::Done(outcome) = self.machine.phase.clone() else {
             unreachable!("the loop ends in this phase")
         };
+        self.hear_incumbent_out();
         self.measure();
-        self.note_end(&outcome);
+        self.note_serving();
+        let why = self.why(&outcome);
+        self.note_end(&outcome, why.clone());
         let committed = outcome == Outcome::Committed;
         let child = self.successor.take().and_then(|successor| successor.end(committed));
         Ok(HandoffOutcome {
             handoff_id: self.handoff,
             committed,
-            abort_reason: recover::reason_of(&outcome).map(AbortReason),
+            abort_reason: why.map(AbortReason),
             child,
             outcome,
             measured: self.measured,
         })
     }
 
+    /// How it ended is known; what is still on its way from the incumbent says when things happened, for the journal.
+    fn hear_incumbent_out(&mut self) {
+        let until = Instant::now() + LAST_WORDS;
+        while self.measured.incumbent_phases.is_empty() && self.stopped_us.is_some() {
+            let Some(watch) = &self.watch else { return };
+            if !poll::wait_one(watch.as_fd(), Want::Read, Some(until)).unwrap_or(false) {
+                return;
+            }
+            self.read_watch();
+        }
+    }
+
+    /// The gap's end, as the successor said itself.
+    fn note_serving(&mut self) {
+        let successor = self.successor.as_ref().and_then(|successor| successor.process.as_ref());
+        let (Some(journal), Some(served), Some((process, _))) = (&mut self.journal, self.served, successor)
+        else {
+            return;
+        };
+        let ago_ms = clock::monotonic_us().saturating_sub(served.serving_us) / 1000;
+        let stamp = Stamp {
+            wall_ms: clock::wall_ms().saturating_sub(ago_ms),
+            mono_us: served.serving_us,
+            boot_id: process.boot_id.clone(),
+            pid: process.pid,
+        };
+        let entry = Entry::Phase { name: "serving".to_owned() };
+        if let Err(e) = journal.append_stamped(&self.handoff, Actor::Successor, entry, stamp) {
+            tracing::warn!(error = %e, "the journal misses a record");
+        }
+    }
+
     fn measure(&mut self) {
         self.sample_queues();
         self.measured.total_ms = millis(self.began.elapsed());
         let gap = |(stopped, served): (u64, Served)| served.serving_us.saturating_sub(stopped);
+        self.measured.stopped_us = self.stopped_us;
+        self.measured.serving_us = self.served.map(|served| served.serving_us);
         self.measured.gap_us = self.stopped_us.zip(self.served).map(gap);
         self.measured.overflows =
             self.overflows_before.zip(overflows()).map(|(before, after)| after.saturating_sub(before));
     }
 
-    fn note_end(&mut self, outcome: &Outcome) {
+    /// Why it was undone; of a successor that died, the driver alone knows how: it is its parent.
+    fn why(&mut self, outcome: &Outcome) -> Option<String> {
+        if let Outcome::RolledBack(Reason::SuccessorLost | Reason::LeaseLost) = outcome
+            && let Some(successor) = &mut self.successor
+            && successor.leader.wait_dead(Instant::now() + LAST_WORDS).unwrap_or(false)
+            && let Ok(Some(status)) = successor.child.try_wait()
+        {
+            return Some(format!("the successor died ({status})"));
+        }
+        recover::reason_of(outcome)
+    }
+
+    fn note_end(&mut self, outcome: &Outcome, why: Option<String>) {
         self.tell_journal();
         let entry = match outcome {
             Outcome::Committed => Entry::Committed {
-                generation: self.served.map_or(0, |served| served.generation),
+                generation: match self.served {
+                    Some(served) => served.generation,
+                    None => self.parties().record().map_or(0, |record| record.generation),
+                },
                 binary: self.program.path().to_owned(),
                 args: self.spec.args.clone(),
                 build_id: self
@@ -794,7 +869,9 @@ impl<'a> Drive<'a> {
                     .map_or(String::new(), |successor| successor.build_id.clone()),
                 gap_us: self.measured.gap_us,
             },
-            Outcome::RolledBack(reason) => Entry::RolledBack { reason: reason.to_string() },
+            Outcome::RolledBack(reason) => {
+                Entry::RolledBack { reason: why.unwrap_or_else(|| reason.to_string()) }
+            }
             Outcome::Refused(_) => return,
             Outcome::NothingServing(detail) | Outcome::Undecided(detail) => {
                 Entry::Undecided { detail: detail.clone() }
@@ -850,6 +927,20 @@ impl Successor {
     }
 }
 
+fn fetch_stdio(incumbent: &mut Control, deadline: Instant) -> Result<Option<[OwnedFd; 2]>> {
+    match incumbent.stdio(deadline) {
+        Ok(stdio) => Ok(Some(stdio)),
+        Err(Error::Refused { reason }) => {
+            tracing::warn!(
+                reason,
+                "the successor writes where this process does, not where the incumbent does"
+            );
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
 fn broken(detail: String) -> Input {
     Input::Aborted(protocol(detail))
 }
@@ -874,4 +965,43 @@ fn far_away() -> Instant {
 
 fn millis(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// Answers one connection: with its hello, and with a word to the question that follows.
+    fn incumbent_that_says(answer: Message) -> (tempfile::TempDir, std::thread::JoinHandle<()>) {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("control")).unwrap();
+        let answering = std::thread::spawn(move || {
+            let mut channel = Channel::new(listener.accept().unwrap().0.into());
+            let deadline = Instant::now() + Duration::from_secs(60);
+            for word in [Message::Hello(own_hello("incumbent", "").unwrap()), answer] {
+                channel.wait("a question", deadline).unwrap();
+                channel.deliver(&word, &[], deadline).unwrap();
+            }
+        });
+        (dir, answering)
+    }
+
+    fn stdio_from(answer: Message) -> Result<Option<[OwnedFd; 2]>> {
+        let (dir, answering) = incumbent_that_says(answer);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut control = Control::connect(dir.path().join("control"), "test", deadline).unwrap();
+        let stdio = fetch_stdio(&mut control, deadline);
+        answering.join().unwrap();
+        stdio
+    }
+
+    #[test]
+    fn an_incumbent_that_does_not_give_its_output_is_no_reason_to_stop() {
+        let reason = "expected a message of this protocol version, got stdio".to_owned();
+        assert!(stdio_from(Message::Refused { reason }).unwrap().is_none());
+        assert!(matches!(stdio_from(Message::StdioCopies {}), Err(Error::Protocol { .. })), "without copies");
+    }
 }

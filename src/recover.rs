@@ -37,6 +37,8 @@ pub(crate) struct Parties {
     pub successor: Option<ProcessId>,
     /// What the handoff began with.
     pub generation: Option<u64>,
+    /// Whether the incumbent said that it becomes the successor's program, as the same process.
+    pub superseded: bool,
 }
 
 /// Finds out how the handoff that was left open in the journal ended, and records it.
@@ -118,6 +120,7 @@ impl Parties {
             incumbent: incumbent.clone(),
             successor: None,
             generation: *generation,
+            superseded: false,
         }
     }
 
@@ -136,6 +139,10 @@ impl Parties {
     /// The incumbent keeps its process, whatever generation it serves as after a rollback. Where nobody knows the
     /// successor's process, its first generation tells: the next one.
     fn who(&self, status: &Status) -> Who {
+        if self.superseded {
+            // The data is the successor's: whoever answers now, started from it.
+            return Who::Successor;
+        }
         let is_next = || self.generation.is_some_and(|generation| status.generation == generation + 1);
         if self.incumbent.as_ref() == Some(&status.process) {
             Who::Incumbent
@@ -146,7 +153,8 @@ impl Parties {
         }
     }
 
-    fn record(&self) -> Option<OwnerRecord> {
+    /// Returns the owner record, where it can be found and read.
+    pub(crate) fn record(&self) -> Option<OwnerRecord> {
         DataDirLock::read_record(self.lock_file.as_ref()?).ok()?.record
     }
 

@@ -553,6 +553,7 @@ impl<'a, D: Drainable> Server<'a, D> {
                 self.answer(conn, &report);
             }
             Message::Listeners {} => self.give_listeners(conn),
+            Message::Stdio {} => self.give_stdio(conn),
             Message::Watch {} => self.watch(conn),
             Message::Prepare(terms) => match self.trial() {
                 Some(busy) => self.answer(conn, &busy),
@@ -679,6 +680,19 @@ impl<'a, D: Drainable> Server<'a, D> {
             self.answer_with(conn, &Message::ListenerList(ListenerList { names, more: left }), &fds);
             if left == 0 {
                 return;
+            }
+        }
+    }
+
+    fn give_stdio(&mut self, conn: Conn) {
+        let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
+        let copies: std::io::Result<Vec<OwnedFd>> =
+            [stdout.as_fd(), stderr.as_fd()].iter().map(BorrowedFd::try_clone_to_owned).collect();
+        match copies {
+            Ok(copies) => self.answer_with(conn, &Message::StdioCopies {}, &copies),
+            Err(e) => {
+                let reason = format!("unable to copy standard output and error: {e}");
+                self.answer(conn, &Message::Refused { reason });
             }
         }
     }
@@ -831,7 +845,10 @@ impl<'a, D: Drainable> Server<'a, D> {
             Action::CallSeal => self.job(Job::Seal),
             Action::CallResume => self.job(Job::Resume),
             Action::Interrupt => {
-                if let Err(detail) = guarded(|| Ok(self.hooks.interrupt())) {
+                if let Err(detail) = guarded(|| {
+                    self.hooks.interrupt();
+                    Ok(())
+                }) {
                     tracing::warn!(detail, "interrupt");
                 }
             }

@@ -51,6 +51,21 @@ pub struct SpawnSpec {
     pub margin: Duration,
     /// The directory of a control group, made for the successor alone, to start it in.
     pub cgroup: Option<PathBuf>,
+    /// The directory to start it in; this process's unless given.
+    pub directory: Option<PathBuf>,
+    /// Where its standard output and error go.
+    pub output: Output,
+}
+
+/// Where a successor's standard output and error go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Output {
+    /// Where this process's go, for as long as the successor lives: right for a supervisor, which stays.
+    #[default]
+    Inherit,
+    /// Where the incumbent's go, so that the successor logs there and a command that drives the swap can end. From an
+    /// incumbent that does not give them it is as [`Inherit`](Self::Inherit).
+    Incumbents,
 }
 
 impl Default for SpawnSpec {
@@ -66,6 +81,8 @@ impl Default for SpawnSpec {
             bake: None,
             margin: Duration::from_secs(2),
             cgroup: None,
+            directory: None,
+            output: Output::default(),
         }
     }
 }
@@ -116,8 +133,14 @@ pub struct Measured {
     pub queue_limit: Option<u32>,
     /// Connections that found a queue full, on the whole machine (or network namespace), from beginning to end.
     pub overflows: Option<u64>,
+    /// When the incumbent's drain hook was called: the gap's beginning (CLOCK_MONOTONIC, microseconds).
+    pub stopped_us: Option<u64>,
+    /// When the successor could accept: the gap's end (CLOCK_MONOTONIC, microseconds).
+    pub serving_us: Option<u64>,
     /// The phases as the driver saw them.
     pub phases: Vec<PhaseMark>,
+    /// The phases as the incumbent saw them, where it lived to tell.
+    pub incumbent_phases: Vec<PhaseMark>,
 }
 
 /// What a swap's observer is told.

@@ -325,6 +325,11 @@ fn a_successor_that_finds_another_generation_came_too_late() {
         return;
     }
     let dir = tempdir().unwrap();
+    expect_generation(Some(6));
+    let Err(Error::Aborted { reason }) = DataDirLock::acquire(&dir) else {
+        panic!("it is another directory")
+    };
+    assert_eq!(reason, "this data directory has no owner: the incumbent serves another one");
     expect_generation(Some(0));
     DataDirLock::acquire(&dir).unwrap().write_record(&record(7), true).unwrap();
     let Err(Error::Aborted { reason }) = DataDirLock::acquire(&dir) else { panic!("it was not too late") };

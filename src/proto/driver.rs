@@ -317,9 +317,7 @@ impl Machine {
             (P::Preparing, Timer::Answer) => {
                 self.end(Outcome::Refused(Refusal::Declined("no answer in time".to_owned())))
             }
-            (P::Warming, Timer::WarmUp) => {
-                abort(Reason::Driver { detail: "the successor was not warm in time".to_owned() })
-            }
+            (P::Warming, Timer::WarmUp) => abort(Reason::NotWarm),
             (P::Rearming, Timer::Answer) => abort(Reason::IncumbentSilent),
             (P::Draining | P::Aborting(_), Timer::Silence) => inquire(Reason::IncumbentSilent),
             // It may have sealed, and then nobody serves until it is out of the way.

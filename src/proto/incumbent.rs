@@ -328,6 +328,12 @@ impl Machine {
                 Go(P::Prepared, vec![Arm(Timer::Deadline), Send(M::Prepared(self.generation))])
             }
             P::Gone(_) => Ignore,
+            // It is being undone already; what the lease's holder still says changes nothing.
+            P::Undoing(_) | P::Fencing(_) | P::Locking(_) | P::Recording(_) | P::Resuming(_)
+                if self.leased_by(conn) =>
+            {
+                Ignore
+            }
             _ if self.leased_by(conn) => self.foreign("prepare"),
             _ => Go(self.phase.clone(), vec![Answer(conn, self::Answer::Busy)]),
         }
@@ -361,7 +367,7 @@ impl Machine {
                 Go(self.phase.clone(), vec![Send(M::Aborted(r.clone()))])
             }
             (P::Undoing(_) | P::Fencing(_) | P::Locking(_) | P::Recording(_) | P::Resuming(_), _) => Ignore,
-            (P::Gone(_), _) => Ignore,
+            (P::Serving | P::Gone(_), _) => Ignore,
             // The trial is undone by its successor's operator: the successor relays what it was told.
             (P::Baking, Request::Abort(reason)) => step_down(reason.clone()),
             (P::StandingBy | P::Finalizing | P::SteppingDown(_), Request::Abort(_)) => Ignore,
@@ -521,10 +527,7 @@ impl Machine {
 
     fn foreign(&self, got: &str) -> Row {
         let detail = format!("{got} is not expected in phase {}", self.phase.name());
-        match &self.phase {
-            P::Serving => Ignore,
-            _ => self.undo(Reason::Protocol { detail }),
-        }
+        self.undo(Reason::Protocol { detail })
     }
 
     fn mismatch(&self, opened: &Opened) -> Option<Reason> {
@@ -596,8 +599,9 @@ fn refuse(phase: &Phase, conn: Conn, why: &'static str) -> Row {
 
 fn also(row: Row, action: Action) -> Row {
     match row {
+        // First: what comes last may be an action whose result is the next input.
         Go(phase, mut actions) => {
-            actions.push(action);
+            actions.insert(0, action);
             Go(phase, actions)
         }
         other => other,

@@ -2,9 +2,9 @@
 //!
 //! # Theory of operation
 //!
-//! Three processes take part in a handoff. The [incumbent](incumbent) serves and holds the data directory's lock. The
-//! [driver](driver) connects to the incumbent's control socket: that connection is the **lease**, and its last copy
-//! closing undoes the handoff. The [successor](successor) is warm and waits; once the incumbent has drained, sealed and
+//! Three processes take part in a handoff. The [incumbent] serves and holds the data directory's lock. The
+//! [driver] connects to the incumbent's control socket: that connection is the **lease**, and its last copy
+//! closing undoes the handoff. The [successor] is warm and waits; once the incumbent has drained, sealed and
 //! unlocked, the driver passes it the lease and keeps no copy, so that from then on two parties are left: the incumbent,
 //! which decides once, and the successor, which writes nothing before it is granted.
 //!
@@ -60,6 +60,8 @@ impl Versions {
 pub enum Reason {
     /// The incumbent's deadline passed before the successor was ready.
     Deadline,
+    /// The successor took longer to warm up than the driver waits for that.
+    NotWarm,
     /// The last copy of the lease was closed.
     LeaseLost,
     /// The driver asked for it.
@@ -134,6 +136,7 @@ impl Reason {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Deadline => "deadline",
+            Self::NotWarm => "not-warm",
             Self::LeaseLost => "lease-lost",
             Self::Driver { .. } => "driver",
             Self::Operator { .. } => "operator",
@@ -160,7 +163,10 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Deadline => f.write_str("the deadline passed before the successor was ready"),
-            Self::LeaseLost => f.write_str("the lease was closed"),
+            Self::NotWarm => f.write_str("the successor was not warm in time"),
+            Self::LeaseLost => f.write_str(
+                "the lease was closed: the driver or the successor ended, and its own messages say why",
+            ),
             Self::Driver { detail } | Self::Operator { detail } => f.write_str(detail),
             Self::SpawnFailed { detail } => write!(f, "the successor could not be started: {detail}"),
             Self::SuccessorLost => f.write_str("the successor died"),

@@ -28,6 +28,8 @@ pub enum Message {
     Status {},
     /// Asks for the listening sockets.
     Listeners {},
+    /// Asks for the daemon's standard output and error, for a successor to write to as well.
+    Stdio {},
     /// Asks to be told the verdict of the handoff in progress, or of the next one.
     Watch {},
     /// Asks to end a trial early, and keep the successor.
@@ -67,6 +69,8 @@ pub enum Message {
     StatusReport(Box<Status>),
     /// Names of the listening sockets whose descriptors come with this message and those after it.
     ListenerList(ListenerList),
+    /// Carries copies of the daemon's standard output and error, in this order.
+    StdioCopies {},
     /// The lease is granted. Carries the incumbent's pidfd.
     Prepared(Prepared),
     /// Another handoff is in progress.
@@ -338,6 +342,7 @@ impl Message {
             Self::Hello(_) => "hello",
             Self::Status {} => "status",
             Self::Listeners {} => "listeners",
+            Self::Stdio {} => "stdio",
             Self::Watch {} => "watch",
             Self::Commit {} => "commit",
             Self::Abort { .. } => "abort",
@@ -351,6 +356,7 @@ impl Message {
             Self::SteppedDown {} => "stepped-down",
             Self::StatusReport(_) => "status-report",
             Self::ListenerList(_) => "listener-list",
+            Self::StdioCopies {} => "stdio-copies",
             Self::Prepared(_) => "prepared",
             Self::Busy { .. } => "busy",
             Self::Accepted {} => "accepted",

@@ -17,5 +17,6 @@ pub mod signals;
 pub mod socket;
 pub mod spawn;
 mod start;
+pub mod terminal;
 pub mod tree;
 pub mod unix;

@@ -172,6 +172,11 @@ pub fn command_line(pid: u32) -> io::Result<String> {
     if line.is_empty() { Stat::of(pid).map(|stat| format!("[{}]", stat.name)) } else { Ok(line) }
 }
 
+/// Returns a process's working directory.
+pub fn working_directory(pid: u32) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/cwd"))
+}
+
 /// Returns the path that the program was started from; the file there may have been replaced since.
 pub fn executable(pid: u32) -> io::Result<PathBuf> {
     let path = fs::read_link(format!("/proc/{pid}/exe"))?;

@@ -110,6 +110,8 @@ pub struct Spawn<'a> {
     pub new_session: bool,
     /// The directory of a control group that it is in from its first instruction.
     pub cgroup: Option<PathBuf>,
+    /// Its working directory, or ours.
+    pub directory: Option<PathBuf>,
     /// Its standard output, or ours.
     pub stdout: Option<BorrowedFd<'a>>,
     /// Its standard error, or ours.
@@ -119,7 +121,7 @@ pub struct Spawn<'a> {
 impl<'a> Spawn<'a> {
     /// Returns what starts the image in our session, with our standard output and error.
     pub fn new(image: Image<'a>) -> Self {
-        Self { image, new_session: false, cgroup: None, stdout: None, stderr: None }
+        Self { image, new_session: false, cgroup: None, directory: None, stdout: None, stderr: None }
     }
 
     /// Starts the program and returns once it runs. Whoever gets the child must wait for it.
@@ -174,6 +176,9 @@ impl<'a> Spawn<'a> {
         };
         let mut command = Command::new(self.image.program.path());
         command.stdin(Stdio::null()).stdout(stdio(self.stdout)?).stderr(stdio(self.stderr)?);
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
         // SAFETY: the closure makes system calls on what was prepared here, and nothing else: no allocation, no lock,
         // no panic. It does not return.
         unsafe { command.pre_exec(move || newborn.live()) };

@@ -42,8 +42,18 @@ pub fn connect_to(path: &Path) -> Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd =
         socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(|e| Error::io(attempt(), e))?;
-    connect(fd.as_raw_fd(), &address).map_err(|e| Error::io(attempt(), e))?;
+    connect(fd.as_raw_fd(), &address).map_err(|e| Error::io(attempt(), unanswered(e.into())))?;
     Ok(fd)
+}
+
+/// Says what to look at where no daemon is.
+fn unanswered(e: io::Error) -> io::Error {
+    match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            io::Error::new(e.kind(), format!("{e}; is the daemon running, and is this its control path?"))
+        }
+        _ => e,
+    }
 }
 
 /// A listening socket at a path, and the inode by which it is known there.

@@ -6,7 +6,7 @@ pub mod load;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -173,10 +173,27 @@ impl Lines {
 
 /// Returns whether the Redis tools are there; says loudly that a test is skipped if not, and fails in CI.
 pub fn has_redis_tools() -> bool {
-    let there = Command::new("redis-cli").arg("--version").output().is_ok();
+    has_tool("redis-tools", Command::new("redis-cli").arg("--version"))
+}
+
+/// Returns whether strace is there and allowed to trace; says loudly that a test is skipped if not, and fails in CI.
+pub fn has_strace() -> bool {
+    has_tool("strace", Command::new("strace").args(["-f", "--seccomp-bpf", "-e", "trace=none", "true"]))
+}
+
+fn has_tool(package: &str, command: &mut Command) -> bool {
+    let there = command.output().is_ok_and(|output| output.status.success());
     if !there {
-        eprintln!("skipped: needs redis-tools");
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have redis-tools");
+        eprintln!("skipped: needs {package}");
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have {package}");
     }
     there
+}
+
+/// Returns where an example of this package is, which `cargo test` builds beside the tests.
+pub fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let built = test.parent().and_then(Path::parent).unwrap().join("examples").join(name);
+    assert!(built.exists(), "{} is not built: run cargo build --examples", built.display());
+    built
 }

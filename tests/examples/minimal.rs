@@ -4,30 +4,34 @@
 
 use std::error::Error;
 use std::io::Write;
-use std::net::TcpListener;
 use std::time::Instant;
 
 use handoff::drainable::ReadinessSnapshot;
-use handoff::{DataDirLock, DrainReport, Drainable, Incumbent, Role, SealReport, StateSnapshot, detect_role};
+use handoff::{
+    Acceptor, DataDirLock, DrainReport, Drainable, Incumbent, Role, SealReport, StateSnapshot, detect_role,
+    listen,
+};
 
-struct Nothing;
+struct Nothing(Acceptor);
 
 impl Drainable for Nothing {
     fn drain(&self, _deadline: Instant) -> handoff::Result<DrainReport> {
+        self.0.pause();
         Ok(DrainReport { open_conns_remaining: 0, accept_closed: true })
     }
     fn seal(&self) -> handoff::Result<SealReport> {
         Ok(SealReport { last_revision_per_shard: vec![0], data_dir_fingerprint: [0; 32] })
     }
     fn resume_after_abort(&self) -> handoff::Result<()> {
-        Ok(())
+        self.0.resume()
     }
     fn snapshot_state(&self) -> StateSnapshot {
         StateSnapshot { shard_count: 1, open_conns: 0, last_revision_per_shard: vec![0] }
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+/// Public, for the benchmark that takes it in.
+pub fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().collect();
     let [control, data_dir] =
         [1, 2].map(|i| args.get(i).expect("usage: minimal CONTROL DATA_DIR [PORT]").as_str());
@@ -36,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let port = args.get(3).map_or("0", String::as_str);
             let listener = match inherited.take("http") {
                 Some(listener) => listener,
-                None => TcpListener::bind(format!("127.0.0.1:{port}"))?,
+                None => listen(format!("127.0.0.1:{port}").parse()?)?,
             };
             let lock = DataDirLock::acquire_or_break_stale(data_dir)?;
             let incumbent = Incumbent::bind_cold_start(control, lock)?.with_listener("http", &listener)?;
@@ -54,12 +58,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             (successor.announce_and_bind(readiness, control, lock)?, listener)
         }
     };
-    std::thread::spawn(move || {
-        for connection in listener.incoming().flatten() {
-            let mut connection = connection;
-            let _ = writeln!(connection, "{}", std::process::id());
-        }
-    });
-    incumbent.serve(Nothing)?;
+    let nothing = Nothing(Acceptor::new(listener, |mut connection| {
+        // A client that does not wait for its answer misses nothing.
+        let _ = writeln!(connection, "{}", std::process::id());
+    }));
+    nothing.0.resume()?;
+    incumbent.serve(nothing)?;
     Ok(())
 }

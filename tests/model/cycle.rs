@@ -9,8 +9,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use stateright::Model;
 
+use crate::moves::Move;
 use crate::show;
-use crate::step::Move;
 use crate::system::System;
 use crate::world::State;
 

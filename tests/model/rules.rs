@@ -9,6 +9,7 @@ use handoff::proto::record::Standing;
 use handoff::proto::successor::{self, Action as SuccessorDo, Phase as SuccessorPhase, Title, Trial};
 
 use crate::pack::REASON;
+use crate::system::claim;
 
 /// A rule of the protocol. The number is the one of the list in ARCHITECTURE.md and of the protocol's description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -149,6 +150,38 @@ impl Rule {
             Self::DurableBeforeWrite | Self::TrialStartsPrevious | Self::RollbackIsRecorded => 11,
         }
     }
+
+    /// What is violated without it.
+    pub fn keeps(self) -> &'static str {
+        match self {
+            Self::DeadlineEndsAtGrant | Self::OwnPidfd => claim::SPARED,
+            Self::DeadlineRuns | Self::LockWithoutBlocking | Self::OneAtATime => claim::TIDY,
+            Self::NothingBeforeGrant => claim::GRANTED,
+            Self::GrantCompares => claim::FOUNDED,
+            Self::DriverClosesLease | Self::PidfdIsDeath | Self::EndOfFileIsDeath => claim::NOTICED,
+            Self::DriverHasNoFurtherRole
+            | Self::UnlockNotClose
+            | Self::UnlockBeforeSealed
+            | Self::LockAfterSealed => claim::STAYS,
+            Self::WritesAreJoined => claim::LOCKED,
+            Self::SealSyncs | Self::DurableBeforeWrite | Self::TrialStartsPrevious => claim::BOOTS,
+            Self::ResumeUnderLock => claim::ONE,
+            Self::RecordReadAgain | Self::RollbackIsRecorded => claim::IN_TIME,
+            Self::RecordDecides => claim::OWNED,
+            Self::ReloadsFromDisk => claim::KEPT,
+            Self::StandsBy
+            | Self::CrashIsTried
+            | Self::DeathIsGrant
+            | Self::FencesAtDeadline
+            | Self::FencesTree
+            | Self::FencesDeadToo
+            | Self::SuccessorFences
+            | Self::DriverFences
+            | Self::HungIsKilled
+            | Self::TrialIsNotFinal
+            | Self::TrialIsUndone => claim::SERVED,
+        }
+    }
 }
 
 /// The incumbent's row, or a wrong one where a rule is missing.
@@ -157,84 +190,87 @@ pub fn incumbent_row(
     machine: &incumbent::Machine,
     input: &incumbent::Input,
 ) -> incumbent::Row {
+    let Some(rule) = without else { return machine.row(input) };
+    wrong_decision(rule, machine, input)
+        .or_else(|| wrong_rollback(rule, machine, input))
+        .unwrap_or_else(|| machine.row(input))
+}
+
+/// A wrong row on the way to a commit.
+fn wrong_decision(
+    rule: Rule,
+    machine: &incumbent::Machine,
+    input: &incumbent::Input,
+) -> Option<incumbent::Row> {
     use incumbent::{Input, Row};
-    let right = machine.row(input);
-    match (without, &machine.phase, input) {
-        (Some(Rule::DeadlineEndsAtGrant), Phase::Attached, Input::Lease(Request::Ready(_))) => {
-            drop_actions(right, |action| matches!(action, IncumbentDo::Disarm(Timer::Deadline)))
+    let grant = IncumbentDo::Send(Message::Granted);
+    let arm = IncumbentDo::Arm(Timer::StandBy);
+    let granted = matches!(machine.row(input), Row::Go(Phase::StandingBy, _));
+    Some(match (rule, &machine.phase, input) {
+        (Rule::DeadlineEndsAtGrant, Phase::Attached, Input::Lease(Request::Ready(_))) if granted => {
+            Row::Go(Phase::StandingBy, vec![arm, grant])
         }
-        (
-            Some(Rule::DeadlineEndsAtGrant),
-            Phase::StandingBy | Phase::Baking,
-            Input::Expired(Timer::Deadline),
-        ) => Row::Go(Phase::Fencing(REASON), vec![IncumbentDo::Fence]),
-        (Some(Rule::DeadlineRuns), _, Input::Expired(Timer::Deadline)) => Row::Ignore,
-        (Some(Rule::GrantCompares), Phase::Attached, Input::Lease(Request::Ready(_))) => Row::Go(
-            Phase::StandingBy,
-            vec![
-                IncumbentDo::Disarm(Timer::Deadline),
-                IncumbentDo::Arm(Timer::StandBy),
-                IncumbentDo::Send(Message::Granted),
-            ],
-        ),
-        (Some(Rule::StandsBy), Phase::Attached, Input::Lease(Request::Ready(_))) => match right {
-            Row::Go(Phase::StandingBy, mut actions) => {
-                actions.push(IncumbentDo::CloseLease);
-                Row::Go(Phase::Gone(incumbent::End::Committed), actions)
-            }
-            other => other,
-        },
-        (Some(Rule::UnlockBeforeSealed), Phase::Sealing, Input::SealReturned(Ok(report))) => Row::Go(
+        (Rule::DeadlineEndsAtGrant, Phase::StandingBy | Phase::Baking, Input::Expired(Timer::Deadline)) => {
+            Row::Go(Phase::Fencing(REASON), vec![IncumbentDo::Fence])
+        }
+        (Rule::DeadlineRuns, _, Input::Expired(Timer::Deadline)) => Row::Ignore,
+        (Rule::GrantCompares, Phase::Attached, Input::Lease(Request::Ready(_))) => {
+            Row::Go(Phase::StandingBy, vec![IncumbentDo::Disarm(Timer::Deadline), arm, grant])
+        }
+        (Rule::StandsBy, Phase::Attached, Input::Lease(Request::Ready(_))) if granted => {
+            Row::Go(Phase::Gone(incumbent::End::Committed), vec![grant, IncumbentDo::CloseLease])
+        }
+        (Rule::UnlockBeforeSealed, Phase::Sealing, Input::SealReturned(Ok(report))) => Row::Go(
             Phase::Unlocking,
             vec![IncumbentDo::Send(Message::Sealed(report.clone())), IncumbentDo::Unlock],
         ),
-        (Some(Rule::UnlockBeforeSealed), Phase::Unlocking, Input::Unlocked(Ok(()))) => {
+        (Rule::UnlockBeforeSealed, Phase::Unlocking, Input::Unlocked(Ok(()))) => {
             Row::Go(Phase::Sealed, vec![])
         }
-        (Some(Rule::ResumeUnderLock), Phase::Sealed, _) => match right {
+        (Rule::OneAtATime, Phase::Drained | Phase::Sealed | Phase::Attached, Input::Prepare(conn, _))
+            if machine.run.as_ref().is_some_and(|run| run.lease != *conn) =>
+        {
+            Row::Go(Phase::Prepared, vec![IncumbentDo::Send(Message::Prepared(machine.generation))])
+        }
+        (Rule::TrialIsUndone, Phase::StandingBy, Input::Lease(Request::Serving))
+            if matches!(machine.row(input), Row::Go(Phase::Baking, _)) =>
+        {
+            Row::Go(Phase::Gone(incumbent::End::Committed), vec![IncumbentDo::CloseLease])
+        }
+        _ => return None,
+    })
+}
+
+/// A wrong row on the way back.
+fn wrong_rollback(
+    rule: Rule,
+    machine: &incumbent::Machine,
+    input: &incumbent::Input,
+) -> Option<incumbent::Row> {
+    use incumbent::{Input, Row};
+    Some(match (rule, &machine.phase, input) {
+        (Rule::ResumeUnderLock, Phase::Sealed, _) => match machine.row(input) {
             Row::Go(Phase::Locking(reason), _) => {
                 Row::Go(Phase::Resuming(reason), vec![IncumbentDo::CallResume])
             }
             other => other,
         },
-        (Some(Rule::RecordDecides), Phase::Locking(reason), Input::Locked(found)) => {
+        (Rule::RecordDecides, Phase::Locking(reason), Input::Locked(found)) => {
             let next = found.generation.max(machine.generation) + 1;
             Row::Go(Phase::Recording(reason.clone()), vec![IncumbentDo::Persist(next)])
         }
-        (Some(Rule::RollbackIsRecorded), Phase::Locking(reason), Input::Locked(found))
+        (Rule::RollbackIsRecorded, Phase::Locking(reason), Input::Locked(found))
             if found.generation == machine.generation || found.standing == Standing::Trial =>
         {
             Row::Go(Phase::Resuming(reason.clone()), vec![IncumbentDo::CallResume])
         }
-        (Some(Rule::FencesAtDeadline), Phase::Attached, Input::Expired(Timer::Deadline)) => Row::Go(
+        (Rule::FencesAtDeadline, Phase::Attached, Input::Expired(Timer::Deadline)) => Row::Go(
             Phase::Locking(REASON),
             vec![IncumbentDo::Send(Message::Aborted(REASON)), IncumbentDo::TryLock],
         ),
-        (Some(Rule::HungIsKilled), _, Input::Expired(Timer::StandBy)) => Row::Ignore,
-        (Some(Rule::OneAtATime), phase, Input::Prepare(conn, _))
-            if matches!(phase, Phase::Drained | Phase::Sealed | Phase::Attached)
-                && machine.run.as_ref().is_some_and(|run| run.lease != *conn) =>
-        {
-            Row::Go(Phase::Prepared, vec![IncumbentDo::Send(Message::Prepared(machine.generation))])
-        }
-        (Some(Rule::TrialIsUndone), Phase::StandingBy, Input::Lease(Request::Serving)) => match right {
-            Row::Go(Phase::Baking, _) => {
-                Row::Go(Phase::Gone(incumbent::End::Committed), vec![IncumbentDo::CloseLease])
-            }
-            other => other,
-        },
-        _ => right,
-    }
-}
-
-fn drop_actions(row: incumbent::Row, dropped: impl Fn(&IncumbentDo) -> bool) -> incumbent::Row {
-    match row {
-        incumbent::Row::Go(phase, mut actions) => {
-            actions.retain(|action| !dropped(action));
-            incumbent::Row::Go(phase, actions)
-        }
-        other => other,
-    }
+        (Rule::HungIsKilled, _, Input::Expired(Timer::StandBy)) => Row::Ignore,
+        _ => return None,
+    })
 }
 
 /// The successor's row, or a wrong one where a rule is missing.

@@ -2,8 +2,8 @@
 
 use stateright::Path;
 
+use crate::moves::Move;
 use crate::pack;
-use crate::step::Move;
 use crate::world::{Daemon, Life, Role, State};
 
 pub fn path(path: Path<State, Move>) -> String {

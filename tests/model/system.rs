@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use stateright::{Model, Property};
 
+use crate::judge::is_trial;
+use crate::moves::Move;
 use crate::pack;
 use crate::rules::Rule;
-use crate::step::{Move, is_trial};
 use crate::world::*;
 
 /// The shipped machines in a world of limited faults.
@@ -19,6 +20,25 @@ pub struct System {
     /// All actions of one step at once: no kill and nobody else's step between them.
     pub coarse: bool,
     pub seen: AtomicU64,
+}
+
+/// The names of what must hold.
+pub mod claim {
+    pub const LOCKED: &str = "no write without the lock";
+    pub const KEPT: &str = "no acknowledged write is lost";
+    pub const ONE: &str = "never two serving, and who serves has the lock";
+    pub const FOUNDED: &str = "a grant only to who was ready and opened what was sealed";
+    pub const GRANTED: &str = "nobody serves without a grant";
+    pub const OWNED: &str = "nobody serves data that another made final";
+    pub const SPARED: &str = "a granted healthy successor is not killed by the incumbent";
+    pub const IN_TIME: &str = "an aborted or late successor never serves";
+    pub const STAYS: &str = "nobody gives up untold";
+    pub const BOOTS: &str = "at boot the right binary";
+    pub const POSSIBLE: &str = "our own shell never produces the impossible";
+    pub const TRUE: &str = "a driver's verdict is true";
+    pub const SERVED: &str = "at rest exactly one serves";
+    pub const TIDY: &str = "at rest no process is left over";
+    pub const NOTICED: &str = "a death is noticed without a timer";
 }
 
 /// What must be possible.
@@ -72,10 +92,6 @@ impl System {
         Self { budget, bakes: &[false, true], without: None, coarse: false, seen: AtomicU64::new(0) }
     }
 
-    pub fn without(self, rule: Rule) -> Self {
-        Self { without: Some(rule), ..self }
-    }
-
     pub fn is_without(&self, rule: Rule) -> bool {
         self.without == Some(rule)
     }
@@ -117,41 +133,25 @@ impl Model for System {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("no write without the lock", |_, s: &State| {
-                !s.is_broken(Broken::WriteWithoutLock)
-            }),
-            Property::always("no acknowledged write is lost", |_, s: &State| {
+            Property::always(claim::LOCKED, |_, s: &State| !s.is_broken(Broken::WriteWithoutLock)),
+            Property::always(claim::KEPT, |_, s: &State| {
                 !s.is_broken(Broken::WriteLost) && serving(s).all(|(_, d)| d.view == s.disk.acknowledged)
             }),
-            Property::always("never two serving, and who serves has the lock", |_, s: &State| {
-                serving(s).all(|(i, _)| s.lock == Some(i as u8))
-            }),
-            Property::always("a grant only to who was ready and opened what was sealed", |_, s: &State| {
-                !s.is_broken(Broken::GrantUnfounded)
-            }),
-            Property::always("nobody serves without a grant", |_, s: &State| !s.is_broken(Broken::Ungranted)),
-            Property::always("nobody serves data that another made final", |_, s: &State| {
+            Property::always(claim::ONE, |_, s: &State| serving(s).all(|(i, _)| s.lock == Some(i as u8))),
+            Property::always(claim::FOUNDED, |_, s: &State| !s.is_broken(Broken::GrantUnfounded)),
+            Property::always(claim::GRANTED, |_, s: &State| !s.is_broken(Broken::Ungranted)),
+            Property::always(claim::OWNED, |_, s: &State| {
                 serving(s).all(|(_, d)| d.program == s.disk.owner || on_trial(s, d))
             }),
-            Property::always("a granted healthy successor is not killed by the incumbent", |_, s: &State| {
-                !s.is_broken(Broken::HealthyKilled)
-            }),
-            Property::always("an aborted or late successor never serves", |_, s: &State| {
-                !s.is_broken(Broken::LateServes)
-            }),
-            Property::always("nobody gives up untold", |_, s: &State| !s.is_broken(Broken::GaveUpUntold)),
-            Property::always("at boot the right binary", starts_right),
-            Property::always("our own shell never produces the impossible", |_, s: &State| {
-                !s.is_broken(Broken::ImpossibleRow)
-            }),
-            Property::always("a driver's verdict is true", |_, s: &State| !s.is_broken(Broken::FalseVerdict)),
-            Property::always("at rest exactly one serves", |m: &System, s: &State| {
-                one_serves(s) || !m.rests(s, |_| true)
-            }),
-            Property::always("at rest no process is left over", |m: &System, s: &State| {
-                !left_over(s) || !m.rests(s, |_| true)
-            }),
-            Property::always("a death is noticed without a timer", |m: &System, s: &State| {
+            Property::always(claim::SPARED, |_, s: &State| !s.is_broken(Broken::HealthyKilled)),
+            Property::always(claim::IN_TIME, |_, s: &State| !s.is_broken(Broken::LateServes)),
+            Property::always(claim::STAYS, |_, s: &State| !s.is_broken(Broken::GaveUpUntold)),
+            Property::always(claim::BOOTS, starts_right),
+            Property::always(claim::POSSIBLE, |_, s: &State| !s.is_broken(Broken::ImpossibleRow)),
+            Property::always(claim::TRUE, |_, s: &State| !s.is_broken(Broken::FalseVerdict)),
+            Property::always(claim::SERVED, |m: &System, s: &State| one_serves(s) || !m.rests(s, |_| true)),
+            Property::always(claim::TIDY, |m: &System, s: &State| !left_over(s) || !m.rests(s, |_| true)),
+            Property::always(claim::NOTICED, |m: &System, s: &State| {
                 let excused = anybody_stopped(s) || s.helper.is_some_and(|h| !m.needs_no_end_of_file(s, h));
                 excused || one_serves(s) || !m.rests(s, |step| !step.is_timer())
             }),

@@ -3,6 +3,13 @@
 use std::process::ExitCode;
 
 use handoff::Error;
+use handoff::proto::Reason;
+use handoff::supervisor::Outcome;
+
+use crate::out;
+
+/// What a message about a failure begins with.
+const UNABLE: &str = "unable to ";
 
 /// What a command's exit code means. The same for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +18,8 @@ pub enum Exit {
     Done = 0,
     /// The answer was no, and nothing changed: refused, busy, or the lock is held.
     Refused = 1,
+    /// It was tried out, and a promise was not kept.
+    CheckFailed = 2,
     /// The handoff was rolled back, and the incumbent serves.
     RolledBack = 3,
     /// It took too long and was rolled back.
@@ -29,6 +38,23 @@ pub enum Exit {
     NotFound = 127,
 }
 
+impl Exit {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 11] = [
+        Self::Done,
+        Self::Refused,
+        Self::CheckFailed,
+        Self::RolledBack,
+        Self::TimedOut,
+        Self::Undecided,
+        Self::NothingServing,
+        Self::Usage,
+        Self::System,
+        Self::NotExecutable,
+        Self::NotFound,
+    ];
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
@@ -36,6 +62,37 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
+    /// Returns what the table says.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused => {
+                "the answer was no and nothing changed: refused, busy, lock held, nobody answers"
+            }
+            Self::CheckFailed => "the demonstration ran, and a promise was not kept",
+            Self::RolledBack => "rolled back: the incumbent serves",
+            Self::TimedOut => "it took too long and was rolled back: the incumbent serves",
+            Self::Undecided => "it is not known how it ended: see handoff status",
+            Self::NothingServing => "nothing serves: a person has to look",
+            Self::Usage => "the command line is wrong",
+            Self::System => "a system call failed",
+            Self::NotExecutable => "the program was found and cannot be run",
+            Self::NotFound => "the program was not found",
+        }
+    }
+
+    /// Returns the code for how a handoff ended.
+    pub fn for_outcome(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Committed => Self::Done,
+            Outcome::Refused(_) => Self::Refused,
+            Outcome::RolledBack(Reason::Deadline | Reason::NotWarm | Reason::SuccessorHung) => Self::TimedOut,
+            Outcome::RolledBack(_) => Self::RolledBack,
+            Outcome::NothingServing(_) => Self::NothingServing,
+            Outcome::Undecided(_) => Self::Undecided,
+        }
+    }
+
     /// Returns the code for what stopped a command.
     pub fn for_error(e: &anyhow::Error) -> Self {
         let Some(e) = e.downcast_ref::<Error>() else { return Self::System };
@@ -45,8 +102,10 @@ impl Exit {
             | Error::NetworkFileSystem { .. }
             | Error::Busy { .. }
             | Error::Refused { .. }
-            | Error::Aborted { .. } => Self::Refused,
-            Error::TimedOut { .. } => Self::TimedOut,
+            | Error::Aborted { .. }
+            // How a handoff ended is an outcome: this is a peer that did not answer.
+            | Error::PeerLost { .. }
+            | Error::TimedOut { .. } => Self::Refused,
             Error::Damaged { .. } => Self::NothingServing,
             Error::Invalid { .. } => Self::Usage,
             _ => Self::System,
@@ -56,12 +115,29 @@ impl Exit {
 
 /// Says on standard error what stopped a command, in one write of one line, and returns the exit code.
 pub fn fatal(command: &str, e: &anyhow::Error) -> Exit {
-    eprint!("{}", message(command, e));
-    Exit::for_error(e)
+    fatal_as(command, e, Exit::for_error(e))
+}
+
+/// As [`fatal`], where the command knows better what the error means.
+pub fn fatal_as(command: &str, e: &anyhow::Error, exit: Exit) -> Exit {
+    out::say(command, "fatal", &message(e));
+    exit
+}
+
+/// Gives an error the verb phrase that its own text lacks.
+pub fn attempt(e: Error, phrase: impl Into<String>) -> anyhow::Error {
+    if e.to_string().starts_with(UNABLE) { e.into() } else { anyhow::Error::from(e).context(phrase.into()) }
+}
+
+/// Returns the end of a command's help: its examples, and the one table of exit codes.
+pub fn after_help(examples: &str) -> String {
+    let table: Vec<String> =
+        Exit::ALL.iter().map(|exit| format!("  {:>3}  {}", *exit as u8, exit.meaning())).collect();
+    format!("EXAMPLES\n{}\n\nEXIT CODES\n{}", examples.trim_matches('\n'), table.join("\n"))
 }
 
 /// The library's errors say their own cause, so what is below them is not repeated.
-fn message(command: &str, e: &anyhow::Error) -> String {
+fn message(e: &anyhow::Error) -> String {
     let mut parts = Vec::new();
     for cause in e.chain() {
         parts.push(cause.to_string());
@@ -69,9 +145,9 @@ fn message(command: &str, e: &anyhow::Error) -> String {
             break;
         }
     }
-    let line = parts.join(": ").replace('\n', " ");
-    let verb = if line.starts_with("unable to ") { "" } else { "unable to " };
-    format!("handoff {command}: fatal: {verb}{line}\n")
+    let line = parts.join(": ");
+    let verb = if line.starts_with(UNABLE) { "" } else { UNABLE };
+    format!("{verb}{line}")
 }
 
 #[cfg(test)]
@@ -87,12 +163,16 @@ mod tests {
     fn a_failure_is_one_line_that_says_each_cause_once() {
         let source = io::Error::from(io::ErrorKind::NotFound);
         let e = Err::<(), _>(Error::io("read kv.log", source)).context("open the data").unwrap_err();
-        assert_eq!(
-            message("kvd", &e),
-            "handoff kvd: fatal: unable to open the data: unable to read kv.log: entity not found\n"
-        );
+        assert_eq!(message(&e), "unable to open the data: unable to read kv.log: entity not found");
         let e = anyhow::Error::from(Error::io("bind", io::Error::from(io::ErrorKind::AddrInUse)));
-        assert_eq!(message("kvd", &e), "handoff kvd: fatal: unable to bind: address in use\n");
+        assert_eq!(message(&e), "unable to bind: address in use");
+    }
+
+    #[test]
+    fn the_table_has_every_code_once_in_order() {
+        let codes = Exit::ALL.map(|exit| exit as u8);
+        assert!(codes.is_sorted_by(|a, b| a < b), "{codes:?}");
+        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 100, 111, 126, 127]);
     }
 
     #[test]

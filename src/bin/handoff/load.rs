@@ -6,8 +6,7 @@
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -62,10 +61,13 @@ pub struct Counts {
     pub connect_us_max: u64,
     /// The longest that an answer took, in microseconds.
     pub answer_us_max: u64,
+    /// The longest that a client waited for an answer, its connection included, in microseconds.
+    pub stall_us_max: u64,
 }
 
 impl Counts {
     /// Returns how often a client saw something that it must never see when connections are made for each request.
+    #[cfg(test)]
     pub fn disturbances(&self) -> u64 {
         self.refused + self.reset + self.unanswered + self.timed_out + self.errors + self.contradictions
     }
@@ -73,52 +75,169 @@ impl Counts {
 
 /// A load that is running.
 pub struct Load {
-    stop: Arc<AtomicBool>,
-    counts: Arc<Mutex<Counts>>,
-    clients: Vec<JoinHandle<Account>>,
+    gate: Arc<Gate>,
+    tally: Arc<Tally>,
+    accounts: Vec<Arc<Mutex<Account>>>,
+    clients: Vec<JoinHandle<()>>,
 }
 
 impl Load {
     /// Starts all clients.
     pub fn start(plan: &Plan) -> io::Result<Self> {
-        let mut load = Self { stop: Arc::default(), counts: Arc::default(), clients: Vec::new() };
+        let gate = Arc::new(Gate::new(plan.clients));
+        let mut load = Self { gate, tally: Arc::default(), accounts: Vec::new(), clients: Vec::new() };
         for number in 0..plan.clients {
+            let account = Arc::new(Mutex::new(Account::new(&plan.prefix, number)));
             let mut client = Client {
                 plan: plan.clone(),
-                account: Account::new(&plan.prefix, number),
-                counts: Arc::clone(&load.counts),
+                account: Arc::clone(&account),
+                tally: Arc::clone(&load.tally),
                 connection: None,
             };
-            let stop = Arc::clone(&load.stop);
+            let gate = Arc::clone(&load.gate);
             let spawn =
                 std::thread::Builder::new().name("load".into()).stack_size(128 * 1024).spawn(move || {
-                    while !stop.load(Ordering::Relaxed) {
-                        client.step();
+                    while gate.pass() {
+                        let answered = client.step();
+                        gate.served(number, answered);
                     }
-                    client.account
                 });
+            load.accounts.push(account);
             load.clients.push(spawn?);
         }
         Ok(load)
     }
 
     /// Returns what has happened so far.
+    #[cfg(test)]
     pub fn counts(&self) -> Counts {
-        lock(&self.counts).clone()
+        lock(&self.tally.total).clone()
+    }
+
+    /// Returns what has happened since the last lap, and begins the next one. Of a load that is paused, for exact numbers.
+    #[allow(dead_code, reason = "not every program that has a load counts laps")]
+    pub fn lap(&self) -> Counts {
+        self.accounts.iter().for_each(|account| lock(account).begin_lap());
+        std::mem::take(&mut *lock(&self.tally.lap))
+    }
+
+    /// Lets every client finish its request and then wait; returns whether all of them do by the deadline.
+    #[allow(dead_code, reason = "as for laps")]
+    pub fn pause(&self, deadline: Instant) -> bool {
+        let clients = self.clients.len();
+        lock(&self.gate.state).paused = true;
+        self.gate.wait(deadline, |state| state.idle == clients)
+    }
+
+    /// Lets the clients go on.
+    #[allow(dead_code, reason = "as for laps")]
+    pub fn resume(&self) {
+        lock(&self.gate.state).paused = false;
+        self.gate.moved.notify_all();
+    }
+
+    /// Waits until each client got another answer; returns whether all of them have by the deadline.
+    #[allow(dead_code, reason = "as for laps")]
+    pub fn each_is_served(&self, deadline: Instant) -> bool {
+        let before = lock(&self.gate.state).answered.clone();
+        self.gate.wait(deadline, |state| state.answered.iter().zip(&before).all(|(now, before)| now > before))
+    }
+
+    /// Reads back what was acknowledged since the last lap. Of a load that is paused.
+    #[allow(dead_code, reason = "as for laps")]
+    pub fn read_back_lap(&self, addr: SocketAddr) -> io::Result<ReadBack> {
+        let mut connection = Connection::open(addr, READ_BACK)?;
+        let mut found = ReadBack::default();
+        for account in &self.accounts {
+            lock(account).check_lap(&mut connection, &mut found)?;
+        }
+        Ok(found)
     }
 
     /// Lets every client finish its request, and returns what was acknowledged.
     pub fn stop(self) -> Ledger {
-        self.stop.store(true, Ordering::Relaxed);
-        let accounts =
-            self.clients.into_iter().map(|client| client.join().expect("a client does not panic")).collect();
-        let counts = lock(&self.counts).clone();
-        Ledger { accounts, counts }
+        lock(&self.gate.state).stopped = true;
+        self.gate.moved.notify_all();
+        for client in self.clients {
+            client.join().expect("a client does not panic");
+        }
+        let counts = lock(&self.tally.total).clone();
+        Ledger { accounts: self.accounts, counts }
     }
 }
 
-fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
+fn lock<T>(counts: &Mutex<T>) -> MutexGuard<'_, T> {
     counts.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where clients stop between two requests, when they are asked to.
+struct Gate {
+    state: Mutex<GateState>,
+    moved: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    paused: bool,
+    stopped: bool,
+    /// How many clients wait here.
+    idle: usize,
+    /// How many answers each client got.
+    answered: Vec<u64>,
+}
+
+impl Gate {
+    fn new(clients: usize) -> Self {
+        let state = GateState { answered: vec![0; clients], ..GateState::default() };
+        Self { state: Mutex::new(state), moved: Condvar::new() }
+    }
+
+    /// Returns whether to make another request.
+    fn pass(&self) -> bool {
+        let mut state = lock(&self.state);
+        if state.paused && !state.stopped {
+            state.idle += 1;
+            self.moved.notify_all();
+            while state.paused && !state.stopped {
+                state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            state.idle -= 1;
+        }
+        !state.stopped
+    }
+
+    fn served(&self, client: usize, answered: bool) {
+        lock(&self.state).answered[client] += u64::from(answered);
+    }
+
+    fn wait(&self, deadline: Instant, reached: impl Fn(&GateState) -> bool) -> bool {
+        let mut state = lock(&self.state);
+        while !reached(&state) {
+            let left = deadline.saturating_duration_since(Instant::now()).min(LOOK);
+            if left.is_zero() {
+                return false;
+            }
+            state = self.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+/// Between two looks at how many answers there were, of which nobody is notified.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// What was counted, in all and since the last lap.
+#[derive(Default)]
+struct Tally {
+    total: Mutex<Counts>,
+    lap: Mutex<Counts>,
+}
+
+impl Tally {
+    fn note(&self, count: impl Fn(&mut Counts)) {
+        count(&mut lock(&self.total));
+        count(&mut lock(&self.lap));
+    }
 }
 
 /// What one client knows.
@@ -129,6 +248,8 @@ struct Account {
     next: u64,
     /// The SETs that were acknowledged.
     acknowledged: Vec<u64>,
+    /// How many of them there were when the lap began.
+    lap: usize,
     /// The last answer of the counter, and how many INCRs since are in doubt.
     counter: u64,
     in_doubt: u64,
@@ -140,6 +261,7 @@ impl Account {
             prefix: format!("{prefix}:{number}"),
             next: 0,
             acknowledged: Vec::new(),
+            lap: 0,
             counter: 0,
             in_doubt: 0,
         }
@@ -170,8 +292,8 @@ impl Account {
 
 struct Client {
     plan: Plan,
-    account: Account,
-    counts: Arc<Mutex<Counts>>,
+    account: Arc<Mutex<Account>>,
+    tally: Arc<Tally>,
     connection: Option<Connection>,
 }
 
@@ -179,9 +301,12 @@ struct Client {
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl Client {
-    fn step(&mut self) {
-        let number = self.account.next;
-        self.account.next += 1;
+    /// Makes one request; returns whether it was answered.
+    fn step(&mut self) -> bool {
+        let mut account = lock(&self.account);
+        let number = account.next;
+        account.next += 1;
+        drop(account);
         match number % 4 {
             0 | 2 => self.set(number),
             1 => self.increment(),
@@ -189,68 +314,84 @@ impl Client {
         }
     }
 
-    fn set(&mut self, number: u64) {
-        let (key, value) = (self.account.key(number), self.account.value(number));
+    fn set(&mut self, number: u64) -> bool {
+        let account = lock(&self.account);
+        let (key, value) = (account.key(number), account.value(number));
+        drop(account);
         match self.request(&["SET", &key, &value]) {
             Some(Answer::Simple(ok)) if ok == "OK" => {
-                self.account.acknowledged.push(number);
-                lock(&self.counts).acknowledged += 1;
+                lock(&self.account).acknowledged.push(number);
+                self.tally.note(|counts| counts.acknowledged += 1);
+                true
             }
             Some(other) => self.contradiction(&format!("SET {key}: {other:?}")),
-            None => {}
+            None => false,
         }
     }
 
-    fn increment(&mut self) {
-        match self.request(&["INCR", &self.account.counter_key()]) {
+    fn increment(&mut self) -> bool {
+        let key = lock(&self.account).counter_key();
+        match self.request(&["INCR", &key]) {
             Some(Answer::Integer(value)) => {
-                lock(&self.counts).acknowledged += 1;
-                let before = self.account.counter;
-                if !self.account.count(u64::try_from(value).unwrap_or(0)) {
-                    self.contradiction(&format!("{}: {value} after {before}", self.account.counter_key()));
-                }
+                self.tally.note(|counts| counts.acknowledged += 1);
+                let mut account = lock(&self.account);
+                let before = account.counter;
+                let fits = account.count(u64::try_from(value).unwrap_or(0));
+                drop(account);
+                fits || self.contradiction(&format!("{key}: {value} after {before}"))
             }
             Some(other) => self.contradiction(&format!("INCR: {other:?}")),
-            None => self.account.in_doubt += 1,
+            None => {
+                lock(&self.account).in_doubt += 1;
+                false
+            }
         }
     }
 
-    fn read_own_write(&mut self) {
-        let Some(number) = self.account.acknowledged.last().copied() else { return };
-        let expected = Answer::Bulk(Some(self.account.value(number).into_bytes()));
-        match self.request(&["GET", &self.account.key(number)]) {
-            Some(answer) if answer != expected => self.contradiction(&format!("GET after SET: {answer:?}")),
-            _ => {}
+    fn read_own_write(&mut self) -> bool {
+        let account = lock(&self.account);
+        let Some(number) = account.acknowledged.last().copied() else { return false };
+        let (key, value) = (account.key(number), account.value(number));
+        drop(account);
+        match self.request(&["GET", &key]) {
+            Some(answer) if answer != Answer::Bulk(Some(value.into_bytes())) => {
+                self.contradiction(&format!("GET after SET: {answer:?}"))
+            }
+            answer => answer.is_some(),
         }
     }
 
-    fn contradiction(&self, what: &str) {
+    /// It was answered, and wrongly.
+    fn contradiction(&self, what: &str) -> bool {
         tracing::warn!("{what}");
-        lock(&self.counts).contradictions += 1;
+        self.tally.note(|counts| counts.contradictions += 1);
+        true
     }
 
     /// Returns the answer, or `None` after counting why there is none.
     fn request(&mut self, words: &[&str]) -> Option<Answer> {
+        let began = Instant::now();
         let mut connection = self.connect()?;
         let asked = Instant::now();
         let answer = connection.call(words);
-        let took = micros(asked);
-        let mut counts = lock(&self.counts);
+        let (took, stalled) = (micros(asked), micros(began));
         match answer {
             Ok(Answer::Error(_)) => {
-                counts.errors += 1;
-                drop(counts);
+                self.tally.note(|counts| counts.errors += 1);
                 std::thread::sleep(PAUSE);
                 None
             }
             Ok(answer) => {
-                counts.answered += 1;
-                counts.answer_us_max = counts.answer_us_max.max(took);
+                self.tally.note(|counts| {
+                    counts.answered += 1;
+                    counts.answer_us_max = counts.answer_us_max.max(took);
+                    counts.stall_us_max = counts.stall_us_max.max(stalled);
+                });
                 self.connection = self.plan.keep_alive.then_some(connection);
                 Some(answer)
             }
             Err(e) => {
-                *counts.of(&e) += 1;
+                self.tally.note(|counts| *counts.of(&e) += 1);
                 None
             }
         }
@@ -261,21 +402,21 @@ impl Client {
             if kept.is_open() {
                 return Some(kept);
             }
-            lock(&self.counts).closed_idle += 1;
+            self.tally.note(|counts| counts.closed_idle += 1);
         }
         let began = Instant::now();
         let connected = Connection::open(self.plan.addr, self.plan.timeout);
         let took = micros(began);
-        let mut counts = lock(&self.counts);
         match connected {
             Ok(connection) => {
-                counts.connections += 1;
-                counts.connect_us_max = counts.connect_us_max.max(took);
+                self.tally.note(|counts| {
+                    counts.connections += 1;
+                    counts.connect_us_max = counts.connect_us_max.max(took);
+                });
                 Some(connection)
             }
             Err(e) => {
-                *counts.of(&e) += 1;
-                drop(counts);
+                self.tally.note(|counts| *counts.of(&e) += 1);
                 std::thread::sleep(PAUSE);
                 None
             }
@@ -344,6 +485,7 @@ impl Connection {
     }
 
     /// Sends bytes as they are.
+    #[cfg(test)]
     pub fn send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.get_mut().write_all(bytes)
     }
@@ -394,7 +536,7 @@ impl Connection {
 
 /// What was acknowledged.
 pub struct Ledger {
-    accounts: Vec<Account>,
+    accounts: Vec<Arc<Mutex<Account>>>,
     /// What happened to the clients.
     pub counts: Counts,
 }
@@ -419,23 +561,38 @@ impl fmt::Display for ReadBack {
 
 /// Keys in one request.
 const AT_ONCE: usize = 500;
+/// How long an answer may take while everything is read back.
+const READ_BACK: Duration = Duration::from_secs(30);
 
 impl Ledger {
     /// Reads back every acknowledged write.
     pub fn read_back(&self, addr: SocketAddr) -> io::Result<ReadBack> {
-        let mut connection = Connection::open(addr, Duration::from_secs(30))?;
+        let mut connection = Connection::open(addr, READ_BACK)?;
         let mut found = ReadBack::default();
         for account in &self.accounts {
-            for numbers in account.acknowledged.chunks(AT_ONCE) {
-                account.check_sets(numbers, &mut connection, &mut found)?;
-            }
-            account.check_counter(&mut connection, &mut found)?;
+            lock(account).check(0, &mut connection, &mut found)?;
         }
         Ok(found)
     }
 }
 
 impl Account {
+    fn begin_lap(&mut self) {
+        self.lap = self.acknowledged.len();
+    }
+
+    fn check_lap(&self, connection: &mut Connection, found: &mut ReadBack) -> io::Result<()> {
+        self.check(self.lap, connection, found)
+    }
+
+    /// Checks the counter and the SETs from the `first` acknowledged one on.
+    fn check(&self, first: usize, connection: &mut Connection, found: &mut ReadBack) -> io::Result<()> {
+        for numbers in self.acknowledged[first..].chunks(AT_ONCE) {
+            self.check_sets(numbers, connection, found)?;
+        }
+        self.check_counter(connection, found)
+    }
+
     fn check_sets(
         &self,
         numbers: &[u64],

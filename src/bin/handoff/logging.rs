@@ -1,6 +1,7 @@
 //! What happens, on standard error: one line an event, one write a line, no time stamps, as whoever keeps the log adds them.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -8,9 +9,29 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, fmt as subscriber};
 
-/// Prints events of level `info` and above, or what HANDOFF_LOG asks for, as `handoff COMMAND: LEVEL: ...`.
+/// Whether `--verbose` was given.
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+
+/// Makes every later [`to_stderr`] and [`quietly`] print everything.
+pub fn be_verbose() {
+    VERBOSE.store(true, Ordering::Relaxed);
+}
+
+/// Prints events of level `info` and above, or what HANDOFF_LOG or RUST_LOG asks for, as `handoff COMMAND: LEVEL: ...`.
 pub fn to_stderr(command: &'static str) {
-    let filter = EnvFilter::try_from_env("HANDOFF_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    install(command, "info");
+}
+
+/// As [`to_stderr`], for commands that say nothing where all is well.
+pub fn quietly(command: &'static str) {
+    install(command, "warn");
+}
+
+fn install(command: &'static str, usual: &str) {
+    let level = if VERBOSE.load(Ordering::Relaxed) { "debug" } else { usual };
+    let filter = EnvFilter::try_from_env("HANDOFF_LOG")
+        .or_else(|_| EnvFilter::try_from_default_env())
+        .unwrap_or_else(|_| EnvFilter::new(level));
     let lines = Lines { command };
     subscriber().with_env_filter(filter).with_writer(std::io::stderr).event_format(lines).init();
 }

@@ -13,8 +13,8 @@ use super::story::{HandoffSummary, Outcome};
 pub use text::TextOptions;
 pub use trace::trace;
 
-/// The phase in which the incumbent stops accepting.
-const GAP_BEGINS: &str = "drain";
+/// The phase in which the incumbent stops accepting, as those who ask for it and those who do it name it.
+const GAP_BEGINS: [&str; 2] = ["drain", "draining"];
 /// The phase in which the successor accepts.
 const GAP_ENDS: &str = "serving";
 /// A gap that takes less than one part in so many is too thin to be read, and is drawn a second time.
@@ -216,14 +216,16 @@ fn instant(points: &[Point]) -> Option<Bar> {
 }
 
 fn gap(points: &[Point], total_us: u64, outcome: &Outcome) -> Option<Gap> {
-    let reached = |name: &str| points.iter().find(|p| p.name.as_deref() == Some(name)).map(|p| p.at_us);
-    let end_us = reached(GAP_ENDS).unwrap_or(total_us);
+    let reached = |names: &[&str]| {
+        points.iter().find(|p| p.name.as_deref().is_some_and(|name| names.contains(&name))).map(|p| p.at_us)
+    };
+    let end_us = reached(&[GAP_ENDS]).unwrap_or(total_us);
     match outcome {
         Outcome::Committed { gap_us: Some(gap_us) } => {
             Some(Gap { start_us: end_us.saturating_sub(*gap_us), end_us, measured: true })
         }
         _ => {
-            let start_us = reached(GAP_BEGINS).filter(|start| *start <= end_us)?;
+            let start_us = reached(&GAP_BEGINS).filter(|start| *start <= end_us)?;
             Some(Gap { start_us, end_us, measured: false })
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::time::Instant;
 
 use super::resp::{self, Parser, Request};
 
@@ -18,6 +19,8 @@ pub struct Conn {
     consumed: usize,
     parser: Parser,
     output: Output,
+    /// When it was accepted.
+    pub accepted: Instant,
     /// Nothing has ever arrived.
     pub fresh: bool,
     /// The client will send nothing more.
@@ -56,6 +59,7 @@ impl Conn {
             consumed: 0,
             parser: Parser::default(),
             output: Output::default(),
+            accepted: Instant::now(),
             fresh: true,
             ended: false,
             closing: false,

@@ -34,6 +34,7 @@ impl Rig {
             settings: Settings { dir: dir.path().into(), compact_from: 1 << 16, max_memory: 1 << 30 },
             identity: Identity { build_id: "test".into(), role: "cold start" },
             max_clients: 1000,
+            loses_a_write: false,
             on_shutdown: Box::new(|| {}),
         };
         let opened = Warm::open(dir.path(), Some(1)).unwrap().finish().unwrap();
@@ -125,6 +126,25 @@ fn a_connection_that_has_just_been_made_gets_its_first_answer() {
         rig.handle.resume().unwrap();
         assert_eq!(client.answer().unwrap(), Answer::Simple("PONG".into()));
     }
+}
+
+#[test]
+fn a_first_request_is_waited_for_longer_than_the_rest_of_one() {
+    let rig = Rig::start();
+    let mut half = rig.stream();
+    half.write_all(b"PING\r\n*2\r\n$3\r\nGET\r\n").unwrap();
+    let mut pong = [0; 7];
+    half.read_exact(&mut pong).unwrap();
+    let mut slow = rig.connect();
+    // It is behind the slow one in the queue, so that one has been accepted as well.
+    let _last = rig.connect_and_ping();
+    std::thread::scope(|scope| {
+        let drain = scope.spawn(|| rig.drain());
+        assert_eq!(read_to_end(&mut half), "");
+        slow.send(&["PING"]).unwrap();
+        assert_eq!(slow.answer().unwrap(), Answer::Simple("PONG".into()));
+        assert_eq!(drain.join().unwrap().open_conns_remaining, 0);
+    });
 }
 
 #[test]

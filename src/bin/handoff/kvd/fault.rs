@@ -31,11 +31,14 @@ pub enum Fault {
     FailDrain,
     /// Return an error from `seal`, having drained.
     FailSeal,
+    /// Acknowledge the first SET without making it.
+    LoseAWrite,
 }
 
 /// The names, for messages and help.
 pub const NAMES: &str = "crash-at-start, exit-while-warm, hang-while-warm, crash-after-begin, hang-after-begin, \
-    slow-open-ms=N, stale, unhealthy, crash-when-ready, crash-after-serving-ms=N, fail-drain, fail-seal";
+    slow-open-ms=N, stale, unhealthy, crash-when-ready, crash-after-serving-ms=N, fail-drain, fail-seal, \
+    lose-a-write";
 
 impl FromStr for Fault {
     type Err = String;
@@ -60,6 +63,7 @@ impl FromStr for Fault {
             ("crash-after-serving-ms", Some(length)) => Self::CrashAfterServing(length),
             ("fail-drain", None) => Self::FailDrain,
             ("fail-seal", None) => Self::FailSeal,
+            ("lose-a-write", None) => Self::LoseAWrite,
             _ => return Err(format!("expected one of {NAMES}")),
         };
         Ok(fault)
@@ -81,6 +85,7 @@ impl fmt::Display for Fault {
             Self::CrashAfterServing(length) => write!(f, "crash-after-serving-ms={}", length.as_millis()),
             Self::FailDrain => f.write_str("fail-drain"),
             Self::FailSeal => f.write_str("fail-seal"),
+            Self::LoseAWrite => f.write_str("lose-a-write"),
         }
     }
 }

@@ -42,6 +42,7 @@ use store::{Opened, Warm};
 /// Every write is on disk before it is acknowledged. It is the demonstration daemon: its source is the
 /// tutorial of an integration.
 #[derive(clap::Args)]
+#[command(after_help = exit::after_help(EXAMPLES))]
 pub struct Args {
     /// Listen on this address
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:6379")]
@@ -83,6 +84,10 @@ pub struct Args {
     #[arg(long, value_name = "FAULT", help = fail_help(), hide_short_help = true)]
     fail: Vec<Fault>,
 }
+
+const EXAMPLES: &str = "
+  handoff kvd --data-dir data                     # then: redis-cli set name value
+  handoff kvd --listen 127.0.0.1:0 --data-dir data --control /run/kv/control";
 
 impl Args {
     fn control_path(&self) -> PathBuf {
@@ -192,6 +197,7 @@ fn start_server(
         },
         identity: Identity { build_id: args.version_label.clone(), role },
         max_clients: args.max_clients,
+        loses_a_write: args.fail.contains(&Fault::LoseAWrite),
         on_shutdown: Box::new(move || theirs.stop()),
     };
     let handle = server::start(opened, sealed, vec![listener], config, die).context("start serving")?;

@@ -18,10 +18,14 @@ use super::commands::{self, Section, Session, Setting, Then};
 use super::commit::{Failure, Progress};
 use super::conn::{Arrived, Conn};
 use super::data::{Data, Settings};
+use super::resp::Reply as _;
 use super::store::{Opened, State};
 
 /// How long a drain waits for the first or the rest of a request on a connection that was accepted but is silent.
 const QUIET: Duration = Duration::from_millis(50);
+/// For how long after it was accepted a connection may take to make its first request, even if that delays a drain: a
+/// client on a busy machine can lose the processor for that long between connecting and sending.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// How long a half-closed connection is read, so that closing it does not reset it and destroy its last answers.
 const LINGER: Duration = Duration::from_secs(1);
 /// All buffers together; over this, connections that buffer much are closed.
@@ -49,6 +53,8 @@ pub struct Config {
     pub identity: Identity,
     /// The most connections at a time.
     pub max_clients: usize,
+    /// Whether the next SET is acknowledged and not made, so that tests can see such a loss found.
+    pub loses_a_write: bool,
     /// Called when a client asks for a shutdown.
     pub on_shutdown: Box<dyn Fn() + Send>,
 }
@@ -233,7 +239,17 @@ struct Drain {
     deadline: Instant,
     /// Until when silent connections are waited for.
     quiet_until: Instant,
+    /// When silent connections were looked at last: those whose time was up by then are done with.
+    looked: Instant,
     reply: Reply<DrainReport>,
+}
+
+impl Drain {
+    /// Returns until when a connection that is silent is waited for.
+    fn patience(&self, conn: &Conn) -> Instant {
+        let first = if conn.fresh { conn.accepted + FIRST_REQUEST } else { self.quiet_until };
+        first.max(self.quiet_until).min(self.deadline)
+    }
 }
 
 impl Server {
@@ -269,8 +285,11 @@ impl Server {
     fn next_timeout(&self) -> Option<Duration> {
         let now = Instant::now();
         let mode = match &self.core.mode {
-            Mode::Draining(drain) if now < drain.quiet_until => Some(drain.quiet_until.min(drain.deadline)),
-            Mode::Draining(drain) => Some(drain.deadline),
+            Mode::Draining(drain) => {
+                let open = self.conns.values().filter(|conn| !conn.lingering);
+                let next = open.map(|conn| drain.patience(conn)).filter(|until| *until > drain.looked).min();
+                Some(next.unwrap_or(drain.deadline))
+            }
             Mode::Finishing(deadline, _) => Some(*deadline),
             Mode::Serving | Mode::Paused => None,
         };
@@ -444,8 +463,9 @@ impl Server {
     fn start_draining(&mut self, deadline: Instant, reply: Reply<DrainReport>) -> Result<()> {
         self.acceptors.drain(..).for_each(Acceptor::stop);
         self.core.data.stop_compacting();
-        let quiet_until = deadline.min(Instant::now() + QUIET);
-        self.core.mode = Mode::Draining(Drain { deadline, quiet_until, reply });
+        let now = Instant::now();
+        let quiet_until = deadline.min(now + QUIET);
+        self.core.mode = Mode::Draining(Drain { deadline, quiet_until, looked: now, reply });
         // The acceptors have put their last connections there.
         self.take_orders()?;
         self.conns.values_mut().for_each(|conn| conn.caught_up = false);
@@ -455,8 +475,9 @@ impl Server {
     }
 
     fn go_on_draining(&mut self) {
-        let Mode::Draining(drain) = &self.core.mode else { return };
+        let Mode::Draining(drain) = &mut self.core.mode else { return };
         let now = Instant::now();
+        drain.looked = now;
         let (deadline, quiet_until) = (drain.deadline, drain.quiet_until);
         let over = now >= deadline || self.core.shared.interrupted.load(Ordering::SeqCst);
         if now >= quiet_until && !over {
@@ -571,7 +592,7 @@ impl Core {
             Mode::Serving => true,
             // Later, only what had arrived before or continues a request; else a busy client would never end.
             Mode::Draining(drain) => {
-                !conn.caught_up || conn.is_midway() || Instant::now() < drain.quiet_until
+                !conn.caught_up || conn.is_midway() || Instant::now() < drain.patience(conn)
             }
             Mode::Paused | Mode::Finishing(..) => false,
         };
@@ -637,6 +658,11 @@ impl Core {
 
     fn execute(&mut self, args: &[&[u8]], out: &mut Vec<u8>) -> (Then, u64) {
         self.counts.commands += 1;
+        if self.config.loses_a_write && args.first().is_some_and(|name| name.eq_ignore_ascii_case(b"set")) {
+            self.config.loses_a_write = false;
+            out.simple("OK");
+            return (Then::Continue, 0);
+        }
         let refusal = self.data.refusal();
         let facts = Facts {
             config: &self.config,
@@ -675,7 +701,7 @@ impl Core {
     fn is_drained(&self, conn: &Conn) -> bool {
         let Mode::Draining(drain) = &self.mode else { return false };
         let silent = conn.fresh || conn.is_midway();
-        conn.caught_up && (!silent || Instant::now() >= drain.quiet_until)
+        conn.caught_up && (!silent || Instant::now() >= drain.patience(conn))
     }
 
     /// Says that nothing more comes, and goes on reading until the client has closed as well.

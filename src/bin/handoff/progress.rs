@@ -1,0 +1,127 @@
+//! How a swap goes, for a person at a terminal.
+
+use std::io::{IsTerminal, stderr};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use handoff::supervisor::Event;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::duration::show_ms;
+use crate::out;
+
+/// When to show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum When {
+    /// On a terminal
+    Auto,
+    /// Also elsewhere, a line for each phase
+    Always,
+    /// Not at all
+    Never,
+}
+
+/// Shows what it is told, in a thread of its own: a terminal that was stopped must not stop a swap in its gap.
+pub struct Progress {
+    /// None where nothing is shown.
+    news: Option<Sender<News>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum News {
+    Phase(String),
+    Tick(String),
+}
+
+impl Progress {
+    pub fn new(when: When) -> Self {
+        match (when, stderr().is_terminal()) {
+            (When::Never, _) | (When::Auto, false) => Self { news: None, thread: None },
+            (When::Always, false) => Self::shown_by(lines),
+            (When::Auto | When::Always, true) => Self::shown_by(draw),
+        }
+    }
+
+    fn shown_by(show: fn(&Receiver<News>)) -> Self {
+        let (news, told) = channel();
+        Self { news: Some(news), thread: Some(std::thread::spawn(move || show(&told))) }
+    }
+
+    pub fn show(&self, event: &Event<'_>) {
+        let Some(news) = &self.news else { return };
+        let told = match event {
+            // The summary says how it ended.
+            Event::Phase("done") => return,
+            Event::Phase(phase) => News::Phase((*phase).to_owned()),
+            Event::Tick { .. } => News::Tick(message(event)),
+        };
+        // A thread that ended shows nothing any more, and nothing depends on it.
+        let _ = news.send(told);
+    }
+}
+
+impl Drop for Progress {
+    /// The summary stands alone.
+    fn drop(&mut self) {
+        self.news = None;
+        if let Some(thread) = self.thread.take() {
+            // What it could not show is not worth a word.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A line for each phase.
+fn lines(told: &Receiver<News>) {
+    for news in told {
+        if let News::Phase(phase) = news {
+            out::say("swap", "info", &phase);
+        }
+    }
+}
+
+/// One line that changes.
+fn draw(told: &Receiver<News>) {
+    let bar = bar();
+    for News::Phase(text) | News::Tick(text) in told {
+        bar.set_message(text);
+        bar.tick();
+    }
+    bar.finish_and_clear();
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(ProgressStyle::with_template("{spinner} {wide_msg}").expect("it is a constant"));
+    bar
+}
+
+fn message(event: &Event<'_>) -> String {
+    match event {
+        Event::Phase(phase) => (*phase).to_owned(),
+        Event::Tick { phase, open_conns, queue, left } => {
+            let conns = open_conns.map(|n| format!("{n} connections left"));
+            let queue = queue.map(|(len, limit)| format!("accept queue {len}/{limit}"));
+            let left = left.map(|left| format!("{} left", show_ms(whole_tenths(left))));
+            let parts: Vec<String> = [conns, queue, left].into_iter().flatten().collect();
+            format!("{phase}: {}", parts.join(", "))
+        }
+    }
+}
+
+fn whole_tenths(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX) / 100 * 100
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tick_says_what_is_known() {
+        let left = Some(Duration::from_millis(24_123));
+        let tick = Event::Tick { phase: "draining", open_conns: Some(12), queue: Some((3, 4096)), left };
+        assert_eq!(message(&tick), "draining: 12 connections left, accept queue 3/4096, 24.1s left");
+    }
+}

@@ -1,0 +1,337 @@
+use std::io::ErrorKind;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use handoff::control::Control;
+use handoff::error::Error;
+use handoff::proto::driver::Refusal;
+use handoff::proto::wire::Status;
+use handoff::supervisor::{self, Event, SpawnSpec, Supervisor, Wish};
+use handoff::sys::process;
+use handoff::sys::signals::{Termination, Terminations};
+use handoff::sys::spawn::Program;
+
+use crate::duration;
+use crate::exit::{self, Exit};
+use crate::health::{Check, Monitor};
+use crate::progress::{Progress, When};
+use crate::summary::Summary;
+use crate::{journal, logging, out, status};
+
+/// Replace the running daemon's binary by PROG, or leave everything as it was
+///
+/// PROG is started beside the daemon and warms up while that one serves. Then the daemon drains, makes its data final
+/// and lets go of it, and PROG takes over the same sockets and the same data. If PROG dies, hangs, opens stale data or says that
+/// it is not healthy before that is decided, the daemon goes on serving: nobody has to act. Interrupting this command
+/// undoes the swap as long as it can be undone.
+///
+/// Without ARGS, PROG gets those that the daemon was started with, as its owner record has them, and its working directory.
+/// Options stop at PROG: what follows is for PROG.
+#[derive(clap::Args)]
+#[command(after_help = exit::after_help(EXAMPLES))]
+pub struct Args {
+    /// Ask the daemon at this Unix socket
+    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true)]
+    control: PathBuf,
+
+    /// Write what happens to this journal
+    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
+    journal: Option<PathBuf>,
+
+    /// Give the daemon so long to finish what is in flight
+    #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration::parse)]
+    drain_grace: Duration,
+
+    /// Undo the swap if PROG is not ready so long after the drain began
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration::parse_some)]
+    deadline: Duration,
+
+    /// Undo the swap if PROG is not warm after so long; the daemon serves meanwhile
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse_some)]
+    warm_up_limit: Duration,
+
+    /// Take the service back if PROG does not serve so long after it was granted
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse_some)]
+    stand_by: Duration,
+
+    /// Let PROG serve on trial for so long, while the daemon stands by to take over again
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_some)]
+    bake: Option<Duration>,
+
+    /// Run this through `sh -c` again and again during the bake, and undo the swap when it fails
+    #[arg(long, value_name = "CMD", requires = "bake")]
+    health: Option<String>,
+
+    /// Wait so long between two health checks
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse)]
+    health_interval: Duration,
+
+    /// Take a health check that runs longer than this for failed
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse_some)]
+    health_timeout: Duration,
+
+    /// Set a variable in PROG's environment, which is otherwise that of this command; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
+
+    /// Where PROG's standard output and error go
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t = Output::Daemon)]
+    output: Output,
+
+    /// Start PROG in this control group, which must be for it alone
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+
+    /// Start PROG without arguments if none are given, instead of with the daemon's
+    #[arg(long)]
+    no_reuse_args: bool,
+
+    /// Show on standard error how it goes: auto is only on a terminal
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto)]
+    progress: When,
+
+    /// Print the outcome as one JSON object
+    #[arg(long)]
+    json: bool,
+
+    /// The program; a name without a slash is looked up in PATH
+    #[arg(value_name = "PROG")]
+    program: PathBuf,
+
+    /// Its arguments [default: those of the running daemon]
+    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+/// Where the successor writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// Where the running daemon's go, so that this command can end and its terminal can be closed
+    Daemon,
+    /// Where this command's go
+    Own,
+}
+
+const EXAMPLES: &str = "
+  handoff swap --control /run/kv/control ./kvd-v2
+  handoff swap --control /run/kv/control kvd-v2 --listen 127.0.0.1:6379 --data-dir /var/lib/kv
+  handoff swap --bake 2m --health 'redis-cli ping | grep -q PONG' ./kvd-v2
+  handoff swap --json --journal /var/lib/kv/journal ./kvd-v2 | jq .gap_us";
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+/// How long the daemon may take to say how it is doing.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Swaps, and says how it ended.
+pub fn run(args: Args) -> anyhow::Result<Exit> {
+    logging::quietly("swap");
+    // Before anything is asked of anybody.
+    if let Err(e) = Program::open(&args.program) {
+        let exit = unusable(&e);
+        return Ok(exit::fatal_as("swap", &e.into(), exit));
+    }
+    let running = ask(&args.control).map_err(|e| exit::attempt(e, asking(&args.control)))?;
+    if let Some(refusal) = busy(&running) {
+        return report(&args, &Summary::refused(&refusal));
+    }
+    let supervisor = supervisor(&args)?;
+    if let Err(e) = supervisor.resume_from_journal().map(|recovered| recovered.iter().for_each(tell_of)) {
+        return Ok(journal::unreadable("swap", supervisor.journal(), e));
+    }
+    let spec = spec(&args, &running)?;
+    let command = (spec.binary.clone(), spec.args.clone());
+    let mut observer = Observer::new(&args)?;
+    let outcome = supervisor.perform_observed(spec, &mut |event| observer.observe(event));
+    drop(observer);
+    match outcome {
+        Ok(outcome) => report(&args, &Summary::of(&outcome, command)),
+        Err(e) => Err(exit::attempt(e, "swap the daemon")),
+    }
+}
+
+fn ask(control: &Path) -> handoff::Result<Status> {
+    let deadline = Instant::now() + ANSWER;
+    Control::connect(control, "handoff swap", deadline)?.status(deadline)
+}
+
+fn asking(control: &Path) -> String {
+    format!("ask the daemon at {}", control.display())
+}
+
+/// Tells what is not there from what is and cannot be run.
+fn unusable(e: &Error) -> Exit {
+    let Error::Io { source, .. } = e else { return Exit::System };
+    match source.kind() {
+        ErrorKind::PermissionDenied => Exit::NotExecutable,
+        ErrorKind::NotFound | ErrorKind::NotADirectory => Exit::NotFound,
+        _ => Exit::System,
+    }
+}
+
+/// Asked before the journal is opened, which the other driver holds.
+fn busy(running: &Status) -> Option<Refusal> {
+    let handoff = running.handoff.as_ref()?;
+    Some(Refusal::Busy {
+        handoff: handoff.handoff.clone(),
+        phase: running.phase.clone(),
+        age_ms: handoff.age_ms,
+    })
+}
+
+fn supervisor(args: &Args) -> anyhow::Result<Supervisor> {
+    let supervisor = Supervisor::new(&args.control)?;
+    Ok(match &args.journal {
+        Some(path) => supervisor.with_journal(path),
+        None => supervisor,
+    })
+}
+
+fn tell_of(recovered: &handoff::supervisor::Recovered) {
+    let ended = journal::phrase(&recovered.outcome);
+    let text = format!("handoff {} was left open by a driver that died: {ended}", recovered.handoff_id);
+    out::say("swap", "warning", &text);
+}
+
+// ---- What to start.
+
+fn spec(args: &Args, running: &Status) -> anyhow::Result<SpawnSpec> {
+    let reuse = args.args.is_empty() && !args.no_reuse_args;
+    Ok(SpawnSpec {
+        binary: full_path(&args.program)?,
+        args: if reuse { arguments_of(running)? } else { args.args.clone() },
+        directory: if reuse { directory_of(running) } else { None },
+        env: args.env.clone(),
+        drain_grace: args.drain_grace,
+        deadline: args.deadline,
+        warm_up: args.warm_up_limit,
+        stand_by: args.stand_by,
+        bake: args.bake,
+        cgroup: args.cgroup.clone(),
+        output: match args.output {
+            Output::Daemon => supervisor::Output::Incumbents,
+            Output::Own => supervisor::Output::Inherit,
+        },
+        ..SpawnSpec::default()
+    })
+}
+
+/// A path in the journal has to mean the same to those who read it elsewhere.
+fn full_path(program: &Path) -> anyhow::Result<PathBuf> {
+    if program.as_os_str().as_encoded_bytes().contains(&b'/') {
+        return std::path::absolute(program)
+            .with_context(|| format!("find the full path of {}", program.display()));
+    }
+    Ok(program.to_owned())
+}
+
+fn arguments_of(running: &Status) -> anyhow::Result<Vec<String>> {
+    let unknown = |why: String| {
+        let detail = format!("{why}; give PROG's arguments after it, or --no-reuse-args for none");
+        anyhow::Error::from(Error::Invalid { detail }).context("learn the daemon's arguments")
+    };
+    let reading = status::reading_of(running).map_err(|e| unknown(e.to_string()))?;
+    match reading.record {
+        Some(_) if reading.args_dropped => Err(unknown("they do not fit into its owner record".to_owned())),
+        Some(record) if record.owner.pid == running.process.pid => Ok(record.owner.args),
+        Some(record) => {
+            let (owner, pid) = (record.owner.pid, running.process.pid);
+            Err(unknown(format!("the owner record is of pid {owner}, and pid {pid} answers")))
+        }
+        None => Err(unknown("there is no owner record".to_owned())),
+    }
+}
+
+/// Its arguments may hold paths that are relative to it.
+fn directory_of(running: &Status) -> Option<PathBuf> {
+    match process::working_directory(running.process.pid) {
+        Ok(directory) => Some(directory),
+        Err(e) => {
+            out::say("swap", "warning", &format!("unable to learn the daemon's working directory: {e}"));
+            None
+        }
+    }
+}
+
+// ---- While it goes on.
+
+/// Shows how it goes, and cancels it when a person or a health check says so.
+struct Observer {
+    progress: Progress,
+    signals: Receiver<Termination>,
+    health: Option<Check>,
+    monitor: Option<Monitor>,
+}
+
+impl Observer {
+    fn new(args: &Args) -> anyhow::Result<Self> {
+        let health = args.health.as_ref().map(|command| Check {
+            command: command.clone(),
+            interval: args.health_interval,
+            timeout: args.health_timeout,
+            control: args.control.clone(),
+        });
+        Ok(Self { progress: Progress::new(args.progress), signals: signals()?, health, monitor: None })
+    }
+
+    fn observe(&mut self, event: &Event<'_>) -> Wish {
+        self.progress.show(event);
+        if matches!(event, Event::Phase("baking")) {
+            self.monitor = self.health.take().map(Monitor::start);
+        }
+        if let Ok(signal) = self.signals.try_recv() {
+            return Wish::Cancel(format!("handoff swap was asked to stop by {}", signal.name()));
+        }
+        match self.monitor.as_ref().and_then(Monitor::failure) {
+            Some(failure) => Wish::Cancel(failure),
+            None => Wish::Continue,
+        }
+    }
+}
+
+fn signals() -> anyhow::Result<Receiver<Termination>> {
+    let mut terminations = Terminations::catch().context("catch signals")?;
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        while let Ok(signal) = terminations.wait() {
+            // The swap is over, and so is the process.
+            let _ = sender.send(signal);
+        }
+    });
+    Ok(receiver)
+}
+
+// ---- The end.
+
+fn report(args: &Args, summary: &Summary) -> anyhow::Result<Exit> {
+    if summary.is_refusal() {
+        out::say("swap", "fatal", &format!("unable to swap the daemon: {}", summary.reason()));
+    }
+    // Whoever reads it may be gone; how it ended is in the exit code too.
+    let _ = match (args.json, summary.is_refusal()) {
+        (true, _) => out::json(summary)?,
+        (false, true) => ControlFlow::Continue(()),
+        (false, false) => out::line(&summary.line())?,
+    };
+    Ok(summary.exit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_has_a_name_and_may_have_an_empty_value() {
+        assert_eq!(variable("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
+        assert_eq!(variable("A="), Ok(("A".to_owned(), String::new())));
+        assert!(variable("=b").is_err() && variable("A").is_err());
+    }
+}

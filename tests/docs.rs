@@ -1,0 +1,123 @@
+//! What the documents say of the code is still so.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+const ARCHITECTURE: &str = include_str!("../ARCHITECTURE.md");
+const README: &str = include_str!("../README.md");
+const WIRE: &str = include_str!("../src/proto/wire.rs");
+
+/// Returns the text between this heading of the second level and the next.
+fn section(heading: &str) -> &'static str {
+    let start = format!("\n## {heading}\n");
+    let at = ARCHITECTURE.find(&start).unwrap_or_else(|| panic!("no section {heading}")) + start.len();
+    let rest = &ARCHITECTURE[at..];
+    &rest[..rest.find("\n## ").unwrap_or(rest.len())]
+}
+
+/// Returns what stands between backquotes.
+fn quoted(text: &str) -> BTreeSet<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// Returns the words that `Message::name` returns.
+fn messages() -> Vec<&'static str> {
+    let name = &WIRE[WIRE.find("pub fn name(&self)").unwrap()..];
+    name.split('"').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn every_message_is_described() {
+    let (messages, described) = (messages(), quoted(section("The wire")));
+    assert!(messages.len() > 30, "found only {messages:?}");
+    for message in messages {
+        assert!(described.contains(message), "the section on the wire does not say what `{message}` is");
+    }
+}
+
+/// Returns the public fields of the structs that travel, as they are spelt on the wire.
+fn fields() -> Vec<&'static str> {
+    let fields = WIRE.lines().filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(": "));
+    fields
+        .map(|(name, _)| name)
+        .filter(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+        .collect()
+}
+
+#[test]
+fn every_field_is_described() {
+    let described = quoted(section("The wire"));
+    // Their own fields stand in the message's.
+    let flattened = ["readiness", "report", "verdict"];
+    for field in fields().into_iter().filter(|field| !flattened.contains(field)) {
+        assert!(described.contains(field), "the section on the wire does not say what `{field}` is");
+    }
+}
+
+fn sources(dir: &Path, into: &mut String) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_test_that_a_table_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut code = String::new();
+    sources(&root.join("src"), &mut code);
+    sources(&root.join("tests"), &mut code);
+    let is_test = |word: &&str| {
+        word.matches('_').count() >= 3 && word.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+    };
+    let mut named = 0;
+    for heading in ["Kernel facts", "Failures", "Invariants"] {
+        for test in quoted(section(heading)).into_iter().filter(is_test) {
+            named += 1;
+            assert!(
+                code.contains(&format!("fn {test}(")),
+                "{heading} names the test `{test}`, which is not there"
+            );
+        }
+    }
+    assert!(named > 20, "found only {named} names");
+}
+
+#[test]
+fn every_file_that_a_document_links_to_exists() {
+    for text in [ARCHITECTURE, README] {
+        for target in text.split("](").skip(1).map(|rest| &rest[..rest.find(')').unwrap()]) {
+            assert!(
+                Path::new(env!("CARGO_MANIFEST_DIR")).join(target).exists(),
+                "{target} is linked to and not there"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_exit_codes_in_the_readme_are_those_of_the_command() {
+    let help =
+        std::process::Command::new(env!("CARGO_BIN_EXE_handoff")).args(["swap", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let rows: Vec<String> = help
+        .lines()
+        .skip_while(|line| *line != "EXIT CODES")
+        .skip(1)
+        .filter_map(|line| line.trim().split_once("  "))
+        .map(|(code, meaning)| format!("| {code} | {} |", meaning.trim()))
+        .collect();
+    assert!(rows.len() > 8, "found only {rows:?}");
+    let table: Vec<&str> = README
+        .lines()
+        .skip_while(|line| *line != "| code | means |")
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    assert_eq!(table, rows);
+}
