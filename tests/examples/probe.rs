@@ -24,11 +24,20 @@ use handoff::{
     detect_role,
 };
 
+/// Writes a line in one piece: several processes share the pipe.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        let line = format!("{}\n", format_args!($($part)*));
+        // Who reads it may be gone.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    }};
+}
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("probe {}: {e}", std::process::id());
+            say!("probe {}: {e}", std::process::id());
             ExitCode::FAILURE
         }
     }
@@ -143,7 +152,7 @@ impl Plan {
         if self.says("listen-fds") {
             let var = |name| std::env::var(name).unwrap_or_default();
             let meant = var("LISTEN_PID") == std::process::id().to_string();
-            eprintln!("probe {} listen-fds {} {meant}", std::process::id(), var("LISTEN_FDS"));
+            say!("probe {} listen-fds {} {meant}", std::process::id(), var("LISTEN_FDS"));
         }
     }
 
@@ -153,14 +162,14 @@ impl Plan {
             let mut helper = Command::new("sh");
             helper.args(["-c", "exec <&0; while :; do sleep 600 <&-; done", "helper"]).arg(&self.data);
             let helper = helper.stdin(lock.try_clone_fd()?).stderr(std::process::Stdio::null()).spawn()?;
-            eprintln!("probe {} at helping", helper.id());
+            say!("probe {} at helping", helper.id());
         }
         Ok(())
     }
 
     fn reach(&self, point: &str) -> handoff::Result<()> {
         for (_, what) in self.at.iter().filter(|(at, _)| at == point) {
-            eprintln!("probe {} at {point}", std::process::id());
+            say!("probe {} at {point}", std::process::id());
             self.suffer(what)?;
         }
         Ok(())
@@ -171,7 +180,7 @@ impl Plan {
         let plan = Arc::clone(self);
         std::thread::spawn(move || {
             if let Err(e) = plan.reach(point) {
-                eprintln!("probe: {e}");
+                say!("probe: {e}");
                 std::process::exit(1);
             }
         });
@@ -296,7 +305,7 @@ impl Daemon {
             let answered = listener.accept().and_then(|(connection, _)| self.answer(connection));
             if let Err(e) = answered {
                 // Descriptors may have run out; without a pause the log would.
-                eprintln!("probe: {e}");
+                say!("probe: {e}");
                 std::thread::sleep(Duration::from_millis(5));
             }
         }

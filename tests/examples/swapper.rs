@@ -12,6 +12,15 @@ use std::time::Duration;
 
 use handoff::supervisor::{Event, HandoffOutcome, Outcome, SpawnSpec, Supervisor, Wish};
 
+/// Writes a line in one piece: several processes share the pipe.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        let line = format!("{}\n", format_args!($($part)*));
+        // Who reads it may be gone.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    }};
+}
+
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let mut path =
@@ -42,12 +51,12 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     spec.args = paths.into_iter().chain(args).collect();
     let recovered = supervisor.resume_from_journal()?;
     if let Some(recovered) = recovered {
-        eprintln!("driver recovered {:?}", recovered.outcome);
+        say!("driver recovered {:?}", recovered.outcome);
     }
     let outcome = supervisor.perform_observed(spec, &mut |event| {
         let reached = match event {
             Event::Phase(phase) => {
-                eprintln!("driver {} phase {phase}", std::process::id());
+                say!("driver {} phase {phase}", std::process::id());
                 (*phase).to_owned()
             }
             Event::Tick { phase, .. } => format!("{phase}+"),
@@ -62,7 +71,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 fn suffer(faults: &mut Vec<(String, String)>, reached: &str) -> Wish {
     let Some(at) = faults.iter().position(|(phase, _)| phase == reached) else { return Wish::Continue };
     let (_, what) = faults.remove(at);
-    eprintln!("driver {} at {reached}", std::process::id());
+    say!("driver {} at {reached}", std::process::id());
     match what.as_str() {
         "kill" => signal("KILL"),
         "stop" => signal("STOP"),
@@ -86,5 +95,5 @@ fn report(outcome: &HandoffOutcome) {
         Outcome::Undecided(_) => "undecided",
     };
     let detail = outcome.abort_reason.as_ref().map_or(String::new(), ToString::to_string);
-    eprintln!("driver {} outcome {word} {detail}", std::process::id());
+    say!("driver {} outcome {word} {detail}", std::process::id());
 }

@@ -31,7 +31,7 @@ fn one_that_ends_before_it_is_warm_changes_nothing() {
 fn one_that_never_gets_warm_is_ended_in_time() {
     for point in ["start", "warm"] {
         for what in ["hang", "stop"] {
-            rolled_back(point, what, &["warm-up=300"], 300 + 1000, &["driver", "deadline"]);
+            rolled_back(point, what, &["warm-up=300"], 300 + 1000, &["not-warm", "deadline"]);
         }
     }
 }
