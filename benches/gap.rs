@@ -31,7 +31,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use handoff::supervisor::{HandoffOutcome, SpawnSpec, Supervisor};
@@ -245,9 +245,11 @@ impl Foreign {
 
 impl Driver for Foreign {
     fn swap(&mut self) -> u64 {
-        let output = shell(&self.driver, &self.place).stderr(Stdio::inherit()).output().unwrap();
-        assert!(output.status.success(), "the driver: {}", output.status);
-        let said = String::from_utf8(output.stdout).unwrap();
+        // Into a file: the daemon that it starts has its output too, and a pipe would not end before that one does.
+        let path = self.place[0].1.with_file_name("driver.out");
+        let status = shell(&self.driver, &self.place).stdout(File::create(&path).unwrap()).status().unwrap();
+        assert!(status.success(), "the driver: {status}");
+        let said = std::fs::read_to_string(&path).unwrap();
         let last = said.lines().last().expect("the driver prints the gap");
         let value: serde_json::Value = serde_json::from_str(last).expect("the gap is a number or JSON");
         let gap = value.get("gap_us").unwrap_or(&value).as_f64().expect("the gap is a number");

@@ -25,6 +25,8 @@ use crate::sys::{clock, queue, tree, unix};
 
 /// How long an answer that needs no work may take.
 const ANSWER: Duration = Duration::from_secs(5);
+/// For how many margins the parties are asked in the end, before nobody knows.
+const INQUIRY: u32 = 5;
 /// How long a successor that was told to go may take, and then how long it may take to die.
 const DISMISSAL: Duration = Duration::from_secs(1);
 /// How long the incumbent's account of a handoff that has ended is waited for.
@@ -571,7 +573,7 @@ impl<'a> Drive<'a> {
             Action::KillSuccessor => self.kill_successor(),
             Action::FenceIncumbent => self.fence_incumbent(),
             Action::Inquire => {
-                let outcome = recover::inquire(self.control, &self.parties());
+                let outcome = recover::inquire(self.control, &self.parties(), INQUIRY * self.spec.margin);
                 self.inputs.push_back(Input::Concluded(outcome));
             }
             Action::Arm(timer) => self.arm(timer),
@@ -756,16 +758,13 @@ impl<'a> Drive<'a> {
     }
 
     fn parties(&self) -> Parties {
-        let prepared = self.prepared.as_ref().map(|(prepared, _)| prepared);
+        let Some((prepared, _)) = &self.prepared else { return Parties::default() };
+        let process = self.successor.as_ref().and_then(|successor| successor.process.as_ref());
         Parties {
-            lock_file: prepared.map(|prepared| Path::new(&prepared.data_dir).join(&prepared.lock_file)),
-            incumbent: prepared.map(|prepared| prepared.incumbent.clone()),
-            successor: self
-                .successor
-                .as_ref()
-                .and_then(|s| s.process.as_ref())
-                .map(|(process, _)| process.clone()),
-            generation: prepared.map(|prepared| prepared.generation),
+            lock_file: Some(Path::new(&prepared.data_dir).join(&prepared.lock_file)),
+            incumbent: Some(prepared.incumbent.clone()),
+            successor: process.map(|(process, _)| process.clone()),
+            generation: Some(prepared.generation),
             superseded: self.superseded,
         }
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::fds::{self, AsListener};
 use crate::proto::Reason;
 use crate::proto::incumbent::Machine;
-use crate::proto::record::{Owner, OwnerRecord, Program, Standing};
+use crate::proto::record::{Owner, OwnerRecord, Program, Standing, boot_program};
 use crate::serve;
 use crate::session::Session;
 use crate::sys::poll::Waker;
@@ -90,7 +90,9 @@ impl Incumbent {
         let mut bound = Bound::beside(control_path)?;
         let before = lock.record()?;
         let generation = before.as_ref().map_or(0, |record| record.generation) + 1;
-        let identity = Identity::of_this_process("")?.following(before);
+        let own = Identity::of_this_process("")?;
+        warn_of_trial(before.as_ref(), &own.owner);
+        let identity = own.following(before);
         lock.write_record(&identity.record(generation, Standing::Final), true)?;
         lock.settle()?;
         bound.put_in_place(control_path)?;
@@ -188,6 +190,20 @@ impl Incumbent {
     /// cannot be served. The process should exit.
     pub fn serve<D: Drainable>(self, drainable: D) -> Result<Served> {
         serve::run(self, &drainable)
+    }
+}
+
+/// Says that the last owner was on trial, where another program than the one before it starts now. Which one starts is for
+/// whoever starts it to decide; the data is in a form that both read.
+fn warn_of_trial(before: Option<&OwnerRecord>, own: &Owner) {
+    let Some(before) = before.filter(|record| record.standing == Standing::Trial) else { return };
+    let expected = boot_program(before).binary;
+    if expected != own.binary {
+        tracing::warn!(
+            expected = %expected.display(),
+            started = %own.binary.display(),
+            "the last owner was on trial and its trial was not ended: the program before it was to start"
+        );
     }
 }
 

@@ -15,7 +15,7 @@ use crate::proto::wire::Status;
 
 /// How long one daemon may take to answer.
 const ANSWER: Duration = Duration::from_secs(1);
-/// How long the parties are asked, before nobody knows.
+/// How long the parties are asked after a restart, before nobody knows.
 const INQUIRY: Duration = Duration::from_secs(10);
 /// Between two rounds of questions.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -46,7 +46,7 @@ pub(crate) fn recover(journal: &Path, control: &Path) -> Result<Option<Recovered
     let mut journal = Journal::open(journal)?;
     let Some(open) = journal::unfinished(&journal.contents()?.records) else { return Ok(None) };
     let parties = Parties::of(&open.handoff);
-    let outcome = inquire(control, &parties);
+    let outcome = inquire(control, &parties, INQUIRY);
     let handoff_id = open.handoff.id;
     let conclusion = reason_of(&outcome).unwrap_or_else(|| "committed".to_owned());
     let ended = match &outcome {
@@ -72,8 +72,8 @@ fn committed(record: &OwnerRecord) -> Event {
 }
 
 /// Asks until an answer is final, or for so long that nobody knows.
-pub(crate) fn inquire(control: &Path, parties: &Parties) -> Outcome {
-    let until = Instant::now() + INQUIRY;
+pub(crate) fn inquire(control: &Path, parties: &Parties, patience: Duration) -> Outcome {
+    let until = Instant::now() + patience;
     loop {
         let facts = parties.facts(control);
         match conclude(&facts) {
@@ -139,9 +139,13 @@ impl Parties {
     /// The incumbent keeps its process, whatever generation it serves as after a rollback. Where nobody knows the
     /// successor's process, its first generation tells: the next one.
     fn who(&self, status: &Status) -> Who {
+        if self.superseded {
+            // The data is the successor's: whoever answers now, started from it.
+            return Who::Successor;
+        }
         let is_next = || self.generation.is_some_and(|generation| status.generation == generation + 1);
         if self.incumbent.as_ref() == Some(&status.process) {
-            if self.superseded { Who::Successor } else { Who::Incumbent }
+            Who::Incumbent
         } else if self.successor.as_ref().map_or_else(is_next, |process| *process == status.process) {
             Who::Successor
         } else {

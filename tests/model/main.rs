@@ -60,20 +60,20 @@ fn two_drivers_and_a_few_faults() {
 #[test]
 #[ignore = "minutes, and two gigabytes"]
 fn deep() {
-    let one =
-        Budget { kills: 1, stops: 1, helpers: 1, errors: 1, bad: 1, words: 1, restarts: 1, ..NO_FAULTS };
-    let everything = holds("every kind of fault", System::new(one));
-    assert_seen(&everything);
-
-    // Steps are coarse here: that a step may be cut in the middle is what the run above is about.
+    // Steps are coarse here: that a step may be cut in the middle is what the runs with one driver are about.
     let drivers = Budget { drivers: 1, writes: 0, ..NO_FAULTS };
-    let trials =
-        System { coarse: true, bakes: &[true], ..System::new(Budget { kills: 2, stops: 1, ..drivers }) };
-    holds("two drivers with trials, two kills and a stop", trials);
     let crowd =
         System { coarse: true, bakes: &[false], ..System::new(Budget { kills: 3, stops: 2, ..drivers }) };
     let states = holds("two drivers, three kills and two stops", crowd).states;
     assert!(states >= DEEP_STATES, "only {states} states: does the model still do what it is for?");
+    let trials =
+        System { coarse: true, bakes: &[true], ..System::new(Budget { kills: 2, stops: 1, ..drivers }) };
+    holds("two drivers with trials, two kills and a stop", trials);
+
+    let own = Budget { kills: 1, stops: 1, helpers: 1, errors: 1, words: 1, restarts: 1, ..NO_FAULTS };
+    assert_seen(&holds("a fault of each kind", System::new(own)));
+    let foreign = Budget { kills: 1, stops: 1, errors: 1, bad: 2, ..NO_FAULTS };
+    holds("bad peers, and a kill, a stop and an error", System::new(foreign));
 }
 
 #[test]
