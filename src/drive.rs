@@ -617,6 +617,12 @@ impl<'a> Drive<'a> {
             (Timer::Dismissal, _) => DISMISSAL,
             (Timer::Silence, phase) => self.silence(phase).saturating_add(self.spec.margin),
         };
+        if self.machine.phase == Phase::Orphaned
+            && self.successor.as_ref().is_none_or(|successor| successor.channel.is_none())
+        {
+            // It was lost when the incumbent still decided, and that was the incumbent's to see.
+            self.inputs.push_back(Input::SuccessorLost);
+        }
         self.timers.retain(|(other, _)| *other != timer);
         self.timers.push((timer, poll::after(length).unwrap_or_else(far_away)));
     }

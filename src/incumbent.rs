@@ -57,6 +57,8 @@ pub struct Incumbent {
     /// Where it has just taken over, or is on trial.
     pub(crate) session: Option<Session>,
     pub(crate) stop: Arc<Stop>,
+    /// By which the thread that runs the hooks wakes the one that answers.
+    pub(crate) bell: Arc<Waker>,
 }
 
 /// How [`Incumbent::serve`] ended. The process may exit after any of them.
@@ -96,10 +98,10 @@ impl Incumbent {
         lock.write_record(&identity.record(generation, Standing::Final), true)?;
         lock.settle()?;
         bound.put_in_place(control_path)?;
-        Ok(Self::new(control_path, bound, lock, identity, generation))
+        Ok(Self::new(control_path, bound, lock, identity, generation, Wakers::new()?))
     }
 
-    /// Makes a successor that was granted the incumbent.
+    /// Makes a successor that was granted the incumbent. Nothing here can fail: there is no way back.
     pub(crate) fn promoted(
         session: Session,
         control_path: &Path,
@@ -107,8 +109,9 @@ impl Incumbent {
         lock: DataDirLock,
         identity: Identity,
         generation: u64,
+        wakers: Wakers,
     ) -> Self {
-        Self { session: Some(session), ..Self::new(control_path, bound, lock, identity, generation) }
+        Self { session: Some(session), ..Self::new(control_path, bound, lock, identity, generation, wakers) }
     }
 
     fn new(
@@ -117,6 +120,7 @@ impl Incumbent {
         lock: DataDirLock,
         identity: Identity,
         generation: u64,
+        wakers: Wakers,
     ) -> Self {
         Self {
             control_path: control_path.to_owned(),
@@ -127,7 +131,8 @@ impl Incumbent {
             listeners: vec![],
             limits: Limits::default(),
             session: None,
-            stop: Arc::default(),
+            stop: wakers.stop,
+            bell: wakers.bell,
         }
     }
 
@@ -225,11 +230,20 @@ pub(crate) struct Stop {
     pub(crate) waker: Waker,
 }
 
-impl Default for Stop {
-    fn default() -> Self {
-        let waker = Waker::new()
-            .expect("a process without a free descriptor could not have bound its control socket");
-        Self { asked: AtomicBool::new(false), waker }
+/// What [`Incumbent::serve`] needs descriptors for, opened while their lack can still undo a handoff.
+#[derive(Debug)]
+pub(crate) struct Wakers {
+    stop: Arc<Stop>,
+    bell: Arc<Waker>,
+}
+
+impl Wakers {
+    pub(crate) fn new() -> Result<Self> {
+        let waker = || Waker::new().map_err(|e| Error::io("make an eventfd", e));
+        Ok(Self {
+            stop: Arc::new(Stop { asked: AtomicBool::new(false), waker: waker()? }),
+            bell: Arc::new(waker()?),
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use crate::data_dir::{self, DataDirLock};
 use crate::drainable::{ReadinessSnapshot, SealReport};
 use crate::error::{Error, Result};
 use crate::fds::{self, Inherited};
-use crate::incumbent::{Identity, Incumbent};
+use crate::incumbent::{Identity, Incumbent, Wakers};
 use crate::proto::VERSIONS;
 use crate::proto::incumbent::{Found, Opened};
 use crate::proto::record::{self, Reading, Standing};
@@ -230,11 +230,19 @@ impl BegunSuccessor {
         }
         // While the incumbent decides. Nothing is recorded yet: what goes wrong here still undoes the handoff.
         let bound = Bound::beside(control_path.as_ref())?;
+        let wakers = Wakers::new()?;
         let recorder = Recorder { lock: &lock, identity: &identity, generation };
         recorder.run(&mut self.session, actions)?;
         data_dir::expect_generation(None);
-        let mut incumbent =
-            Incumbent::promoted(self.session, control_path.as_ref(), bound, lock, identity, generation);
+        let mut incumbent = Incumbent::promoted(
+            self.session,
+            control_path.as_ref(),
+            bound,
+            lock,
+            identity,
+            generation,
+            wakers,
+        );
         incumbent.listeners = self.copies;
         Ok(incumbent)
     }

@@ -32,18 +32,21 @@ const TURN: usize = 16;
 /// How long new clients wait, and then an attempt to be reachable again, when there is no descriptor left for them.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a successor that gives up, or was told to, may take to say why on its standard error before it is killed.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
 /// Serves until the process may exit.
 pub(crate) fn run<D: Drainable>(incumbent: Incumbent, hooks: &D) -> Result<Served> {
     let (jobs, todo) = channel();
     let (done, finished) = channel();
-    let waker = Waker::new().map_err(|e| Error::io("make an eventfd", e))?;
+    let bell = Arc::clone(&incumbent.bell);
     std::thread::scope(|scope| {
-        let (lock, bell) = (Arc::clone(&incumbent.lock), &waker);
+        let (lock, bell) = (Arc::clone(&incumbent.lock), &bell);
         std::thread::Builder::new()
             .name("handoff-hooks".to_owned())
             .spawn_scoped(scope, move || run_jobs(&todo, &done, bell, hooks, &lock))
             .map_err(|e| Error::io("start the thread that runs the hooks", e))?;
-        Server::new(incumbent, hooks, jobs, finished, &waker).run()
+        Server::new(incumbent, hooks, jobs, finished, bell).run()
     })
 }
 
@@ -53,7 +56,7 @@ enum Job {
     Seal,
     Resume,
     Persist(OwnerRecord),
-    Fence { quarry: Option<Quarry>, patience: Duration },
+    Fence { quarry: Option<Quarry>, last_words: Duration, patience: Duration },
     Finalize(OwnerRecord),
     StopServing(Instant),
     Settle,
@@ -104,7 +107,13 @@ fn run_job<D: Drainable>(job: Job, hooks: &D, lock: &DataDirLock) -> Finished {
             lock.write_record(&record, true)?;
             lock.settle()
         }))),
-        Job::Fence { quarry, patience } => fence(quarry.as_ref(), patience),
+        Job::Fence { quarry, last_words, patience } => {
+            if let Some(quarry) = &quarry {
+                // It is killed either way.
+                let _ = quarry.pidfd.wait_dead(Instant::now() + last_words);
+            }
+            fence(quarry.as_ref(), patience)
+        }
         Job::Finalize(record) => Finished::Successor(match guarded(|| lock.write_record(&record, true)) {
             Ok(()) => successor::Input::Persisted,
             Err(detail) => successor::Input::Failed(detail),
@@ -945,7 +954,11 @@ impl<'a, D: Drainable> Server<'a, D> {
 
     fn fence(&mut self) {
         let (quarry, patience) = (self.successor.clone(), self.incumbent.limits.fence);
-        self.job(Job::Fence { quarry, patience });
+        let last_words = match &self.incumbent.machine.phase {
+            Phase::Fencing(Reason::Deadline | Reason::SuccessorHung) => Duration::ZERO,
+            _ => LAST_WORDS,
+        };
+        self.job(Job::Fence { quarry, last_words, patience });
     }
 
     fn try_lock(&mut self) -> Input {

@@ -270,6 +270,12 @@ impl Machine {
             (P::Dismissing(_) | P::Done(_), _) => Ignore,
             (_, Verdict::Committed) => self.end(Outcome::Committed),
             (_, Verdict::RolledBack { reason }) => self.end(Outcome::RolledBack(reason.clone())),
+            // It cannot go back and is on its way out, and a successor that waits takes the lock then.
+            (
+                P::Warming | P::Rearming | P::Draining | P::Sealing | P::Deciding | P::Baking,
+                Verdict::NothingServing { .. },
+            ) => Go(P::Orphaned, vec![CloseLease, Arm(Timer::Silence)]),
+            (P::Orphaned, Verdict::NothingServing { .. }) => Ignore,
             (_, Verdict::NothingServing { detail }) => self.end(Outcome::NothingServing(detail.clone())),
             (_, Verdict::Superseded) => inquire(Reason::SuccessorLost),
         }

@@ -13,7 +13,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,17 @@ use handoff::{
     detect_role,
 };
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("probe {}: {e}", std::process::id());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let plan = Arc::new(Plan::from_args()?);
     plan.reach("start")?;
     plan.check_listen_vars();
@@ -32,6 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Role::ColdStart { mut inherited } => {
             let listener = inherited.take("http").ok_or("a cold start needs the listener http")?;
             let lock = DataDirLock::acquire_or_break_stale(&plan.data)?;
+            plan.start_helper(&lock)?;
             let store = Store::open(&plan.data)?;
             let incumbent =
                 Incumbent::bind_cold_start(&plan.control, lock)?.with_listener("http", &listener)?;
@@ -136,6 +147,17 @@ impl Plan {
         }
     }
 
+    /// A process that has a copy of the lock's descriptor, and outlives this one.
+    fn start_helper(&self, lock: &DataDirLock) -> Result<(), Box<dyn Error>> {
+        if self.says("helper") {
+            let mut helper = Command::new("sh");
+            helper.args(["-c", "exec <&0; while :; do sleep 600 <&-; done", "helper"]).arg(&self.data);
+            let helper = helper.stdin(lock.try_clone_fd()?).stderr(std::process::Stdio::null()).spawn()?;
+            eprintln!("probe {} at helping", helper.id());
+        }
+        Ok(())
+    }
+
     fn reach(&self, point: &str) -> handoff::Result<()> {
         for (_, what) in self.at.iter().filter(|(at, _)| at == point) {
             eprintln!("probe {} at {point}", std::process::id());
@@ -186,9 +208,13 @@ impl Plan {
 
     /// Writes until the disk is full, which is what a seal that flushes its memory would find.
     fn fill(&self) -> handoff::Result<()> {
-        let mut file = File::create(self.data.join("filling"))?;
+        let path = self.data.join("filling");
+        let mut file = File::create(&path)?;
         loop {
-            file.write_all(&[0; 4096])?;
+            if let Err(e) = file.write_all(&[0; 4096]) {
+                std::fs::remove_file(path)?;
+                return Err(e.into());
+            }
         }
     }
 }

@@ -8,6 +8,10 @@
 mod rig;
 
 mod driver;
+mod existing;
+mod hooks;
 mod incumbent;
+mod resources;
+mod strangers;
 mod successor;
 mod syscalls;

@@ -44,20 +44,26 @@ impl Rig {
     }
 
     pub fn start_in(dir: tempfile::TempDir, args: &[&str]) -> Self {
+        let mut rig = Self::start_idle(dir, "probe", args);
+        rig.load = Some(Load::start(rig.addr(), 2));
+        rig
+    }
+
+    /// Starts any of the examples, without a load.
+    pub fn start_idle(dir: tempfile::TempDir, program: &str, args: &[&str]) -> Self {
         let data = dir.path().join("data");
         // It may be a file system of its own.
         let _ = std::fs::create_dir(&data);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let first = cold_start(dir.path(), &listener, args);
-        let mut rig = Self { dir, listener, first, load: None, since: Instant::now() };
+        let first = cold_start(dir.path(), &listener, program, args);
+        let rig = Self { dir, listener, first, load: None, since: Instant::now() };
         rig.await_status("serving", "the first one", |status| status.phase == "serving");
-        rig.load = Some(Load::start(rig.addr(), 2));
         rig
     }
 
     /// Starts a probe as a supervisor would, after everybody died.
     pub fn restart(&mut self) {
-        self.first = cold_start(self.dir.path(), &self.listener, &[]);
+        self.first = cold_start(self.dir.path(), &self.listener, "probe", &[]);
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -261,10 +267,10 @@ impl Found {
 }
 
 /// The socket is standard input for a moment: a shell can put it where it belongs, and knows the pid.
-fn cold_start(dir: &Path, listener: &TcpListener, args: &[&str]) -> Process {
+pub fn cold_start(dir: &Path, listener: &TcpListener, program: &str, args: &[&str]) -> Process {
     let script = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_FDNAMES=http LISTEN_PID=$$; exec \"$@\"";
     let mut command = Command::new("sh");
-    command.args(["-c", script, "sh"]).arg(example("probe"));
+    command.args(["-c", script, "sh"]).arg(example(program));
     command.arg(dir.join("control")).arg(dir.join("data")).args(args);
     command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().unwrap())));
     Process::start(&mut command)
