@@ -76,7 +76,7 @@ pub enum Served {
     },
     /// A successor made the data its own and died: its program must be started, here or by a supervisor.
     Superseded(Box<Superseded>),
-    /// [`Stopper::stop`] was called.
+    /// [`Stopper::stop`] was called. The lock is held until the process ends, as the program may still have to write.
     Stopped,
 }
 
@@ -192,7 +192,7 @@ impl Incumbent {
     /// # Errors
     ///
     /// After a handoff was undone there was no way back to serving (a hook or the record failed), or the control socket
-    /// cannot be served. The process should exit.
+    /// cannot be served. The process should exit; a lock that it holds is held until then.
     pub fn serve<D: Drainable>(self, drainable: D) -> Result<Served> {
         serve::run(self, &drainable)
     }

@@ -308,7 +308,12 @@ impl<'a, D: Drainable> Server<'a, D> {
         }
         let Incumbent { bound, control_path, lock, listeners, .. } = self.incumbent;
         bound.remove(&control_path);
-        Ok(match self.end.unwrap_or(Ok(Ended::Stopped))? {
+        let end = self.end.unwrap_or(Ok(Ended::Stopped));
+        if matches!(end, Ok(Ended::Stopped) | Err(_)) {
+            // The program may still write: the lock ends with the process, and not with the last value that has it.
+            std::mem::forget(Arc::clone(&lock));
+        }
+        Ok(match end? {
             Ended::Committed(handoff) => Served::Committed { handoff },
             Ended::SteppedDown(reason) => Served::SteppedDown { reason },
             Ended::Superseded(record) => Served::Superseded(Box::new(Superseded { record, lock, listeners })),

@@ -19,7 +19,6 @@ mod server;
 mod store;
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -106,26 +105,22 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     logging::to_stderr("kvd");
     fault::strike(&args.fail, Point::Start);
     allow_many_connections(args.max_clients);
-    let (daemon, incumbent, lock) = match role {
+    let (daemon, incumbent) = match role {
         Role::ColdStart { inherited } => cold_start(&args, inherited)?,
         Role::Successor(successor) => take_over(&args, successor)?,
     };
     let served = incumbent.serve(&daemon).context("go on serving")?;
-    let exit = end(&daemon, served);
-    // Until here, nobody else may write: a stop is still syncing what it has acknowledged.
-    drop(lock);
-    exit
+    end(&daemon, served)
 }
 
-/// What serving takes: the daemon, its part in handoffs, and a copy of the lock that lives until the process ends.
-type Running = (Daemon, Incumbent, OwnedFd);
+/// What serving takes: the daemon, and its part in handoffs.
+type Running = (Daemon, Incumbent);
 
 /// Starts where nobody serves: lock, read, serve.
 fn cold_start(args: &Args, mut inherited: Inherited) -> anyhow::Result<Running> {
     let dir = &args.data_dir;
     std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     let lock = DataDirLock::acquire_or_break_stale(dir).context("lock the data directory")?;
-    let kept = lock.try_clone_fd()?;
     let opened = Warm::open(dir, args.shards).and_then(Warm::finish).context("open the data")?;
     let listener = match inherited.take(&args.name) {
         Some(listener) => listener,
@@ -136,7 +131,7 @@ fn cold_start(args: &Args, mut inherited: Inherited) -> anyhow::Result<Running> 
         .and_then(|incumbent| incumbent.with_listener(&args.name, &listener))
         .context("answer drivers")?;
     let server = start_server(args, opened, false, listener, "cold start")?;
-    go_live(args, server, incumbent, kept)
+    go_live(args, server, incumbent)
 }
 
 /// Takes over from an incumbent: warm up beside it, and when it has sealed, lock, read the rest, and serve once granted.
@@ -149,7 +144,6 @@ fn take_over(args: &Args, successor: Successor) -> anyhow::Result<Running> {
 
     fault::strike(&args.fail, Point::Begun);
     let lock = DataDirLock::acquire(&args.data_dir).context("lock the data directory")?;
-    let kept = lock.try_clone_fd()?;
     let opened = warm.finish().context("open the data")?;
     let listener =
         begun.take_listener(&args.name).with_context(|| format!("find a listener named {}", args.name))?;
@@ -168,7 +162,7 @@ fn take_over(args: &Args, successor: Successor) -> anyhow::Result<Running> {
         .announce_and_bind(readiness, args.control_path(), lock)
         .context("take over")?;
     fault::strike(&args.fail, Point::Granted);
-    go_live(args, server, incumbent, kept)
+    go_live(args, server, incumbent)
 }
 
 fn advertised(args: &Args, opened: &Opened) -> Vec<u64> {
@@ -205,7 +199,7 @@ fn start_server(
 }
 
 /// Accepts: from here on, writes are acknowledged.
-fn go_live(args: &Args, server: Server, incumbent: Incumbent, lock: OwnedFd) -> anyhow::Result<Running> {
+fn go_live(args: &Args, server: Server, incumbent: Incumbent) -> anyhow::Result<Running> {
     let (handle, shutdown) = server;
     // Until here a signal simply ends the process, as nobody depends on it yet.
     let terminations = Terminations::catch().context("catch signals")?;
@@ -214,7 +208,7 @@ fn go_live(args: &Args, server: Server, incumbent: Incumbent, lock: OwnedFd) -> 
     let address = handle.accept(incumbent.generation()).context("accept connections")?;
     tracing::info!("kvd {} serves on {address}", args.version_label);
     fault::arm(&args.fail);
-    Ok((Daemon::new(handle, args.fail.clone()), incumbent, lock))
+    Ok((Daemon::new(handle, args.fail.clone()), incumbent))
 }
 
 fn address_of(listener: &TcpListener) -> anyhow::Result<String> {
