@@ -4,11 +4,10 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::Duration;
 
 use common::load::{Answer, Connection, Load, Plan};
-use common::{HANDOFF, Kvd, PATIENCE, command, eventually, run_to_end, wait_for_exit};
+use common::{HANDOFF, Kvd, PATIENCE, Serving, command, eventually, run_to_end, wait_for_exit};
 use handoff::supervisor::{HandoffOutcome, SpawnSpec, Supervisor};
 
 /// A data directory, the kvd that serves it, and what it takes to swap it.
@@ -57,28 +56,17 @@ fn field(info: &str, name: &str) -> String {
     line.trim_start_matches(':').trim_end().to_owned()
 }
 
-/// Ends the process that serves, so that nothing is left of a test.
-struct Last(Child);
-
-impl Drop for Last {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn clients_do_not_notice_swaps_and_lose_nothing() {
     let mut rig = Rig::start(&["--version-label", "v0", "--compact-from", "200000"]);
     let load = Load::start(&Plan::new(rig.first.addr, 8)).unwrap();
-    let mut serving: Option<Last> = None;
+    let mut serving: Option<Serving> = None;
     for round in 1..=10u64 {
         eventually("writes", || load.counts().acknowledged > round * 50);
         let label = format!("v{round}");
         let outcome = rig.swap(&label, &["--compact-from", "200000"], |_| {});
         assert!(outcome.committed, "{outcome:#?}\n{:#?}", rig.first.stderr.so_far());
-        let next = Last(outcome.child.unwrap());
+        let next = Serving(outcome.child.unwrap());
         match serving.replace(next) {
             Some(mut before) => assert_eq!(wait_for_exit(&mut before.0).code(), Some(0)),
             None => assert_eq!(rig.first.wait().code(), Some(0)),
@@ -98,7 +86,7 @@ fn clients_that_keep_connections_lose_no_acknowledged_write_in_a_swap() {
     eventually("writes", || load.counts().acknowledged > 500);
     let outcome = rig.swap("v2", &[], |_| {});
     assert!(outcome.committed, "{outcome:#?}\n{:#?}", rig.first.stderr.so_far());
-    let _last = Last(outcome.child.unwrap());
+    let _last = Serving(outcome.child.unwrap());
     eventually("writes to the successor", || load.counts().acknowledged > 1500);
     let ledger = load.stop();
     let counts = &ledger.counts;

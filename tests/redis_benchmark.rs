@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::load::{Load, Plan};
-use common::{HANDOFF, Kvd, eventually, has_redis_tools, wait_for_exit};
+use common::{HANDOFF, Kvd, Serving, eventually, has_redis_tools, wait_for_exit};
 use handoff::supervisor::{Measured, SpawnSpec, Supervisor};
 
 const SWAPS: usize = 50;
@@ -24,17 +24,6 @@ struct Rig {
     supervisor: Supervisor,
     first: Kvd,
     serving: Option<Serving>,
-}
-
-/// Ends the daemon that serves with the test.
-struct Serving(Child);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 impl Rig {

@@ -6,10 +6,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::{eventually, example, wait_for_exit};
+use common::{Serving, eventually, example, wait_for_exit};
 use handoff::supervisor::{HandoffOutcome, SpawnSpec, Supervisor};
 
 /// How much a process may be larger after all the swaps: two KiB for each, and what the allocator keeps of a journal's rotation.
@@ -24,17 +24,6 @@ struct Rig {
     supervisor: Supervisor,
     serving: Serving,
     _alone: MutexGuard<'static, ()>,
-}
-
-/// Ends the daemon that serves with the test.
-struct Serving(Child);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 impl Rig {

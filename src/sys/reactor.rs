@@ -18,10 +18,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, sockopt};
+
+pub use super::poll::Waker;
 
 /// What a descriptor is watched for. Errors and hang-ups are always reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -135,39 +136,6 @@ fn millis_up(length: Duration) -> i32 {
     i32::try_from(millis).unwrap_or(i32::MAX)
 }
 
-/// Makes a [`Poller`] in another thread return: an eventfd(2).
-#[derive(Debug)]
-pub struct Waker(EventFd);
-
-impl Waker {
-    /// Creates a waker; watch it for reading.
-    ///
-    /// # Errors
-    ///
-    /// What eventfd(2) returns.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?))
-    }
-
-    /// Makes it readable until [`clear`](Self::clear).
-    pub fn wake(&self) {
-        // The only failure of such a write is a full counter, and then it is readable already.
-        let _ = self.0.write(1);
-    }
-
-    /// Makes it not readable.
-    pub fn clear(&self) {
-        // Nothing to read means that it is clear already.
-        let _ = self.0.read();
-    }
-}
-
-impl AsFd for Waker {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
 /// Binds and listens on `addr` with the longest accept queue that the kernel allows (net.core.somaxconn).
 ///
 /// A handoff parks clients in that queue, and std's 128 places are too few for it. Sets SO_REUSEADDR, and never
@@ -262,7 +230,7 @@ impl Acceptor {
     fn stop_and_join(&mut self) {
         let Some(thread) = self.thread.take() else { return };
         self.stop.asked.store(true, Ordering::SeqCst);
-        self.stop.waker.wake();
+        self.stop.waker.ring();
         while self.ended.recv_timeout(INTERRUPT_PERIOD) == Err(RecvTimeoutError::Timeout) {
             // It is between poll and accept, or blocked in accept: a signal that comes before the
             // system call has no effect, hence the loop.
@@ -438,7 +406,7 @@ mod tests {
         let waker = Waker::new().unwrap();
         poller.add(&waker, 7, Interest { read: true, write: false }).unwrap();
         let mut events = Vec::new();
-        waker.wake();
+        waker.ring();
         for _ in 0..2 {
             poller.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
             assert_eq!(events, [Event { token: 7, readable: true, writable: false, closed: false }]);

@@ -197,3 +197,14 @@ pub fn example(name: &str) -> PathBuf {
     assert!(built.exists(), "{} is not built: run cargo build --examples", built.display());
     built
 }
+
+/// Ends the daemon that serves with the test.
+pub struct Serving(pub Child);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -84,7 +84,7 @@ struct Shared {
 impl Shared {
     fn order(&self, order: Order) {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
-        self.waker.wake();
+        self.waker.ring();
     }
 }
 
@@ -118,7 +118,7 @@ impl Handle {
     /// Makes a running drain return early.
     pub fn interrupt(&self) {
         self.0.interrupted.store(true, Ordering::SeqCst);
-        self.0.waker.wake();
+        self.0.waker.ring();
     }
 
     /// Lets clients read their last answers before the process exits, at most until `deadline`.
@@ -169,7 +169,7 @@ pub fn start(
     });
     let core = Core {
         poller,
-        data: Data::start(opened, sealed, config.settings.clone(), Arc::new(move || waker.wake()))?,
+        data: Data::start(opened, sealed, config.settings.clone(), Arc::new(move || waker.ring()))?,
         shared: Arc::clone(&shared),
         mode: Mode::Serving,
         config,
