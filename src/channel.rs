@@ -99,6 +99,11 @@ impl Channel {
         Ok(())
     }
 
+    /// Returns whether a whole line has been taken in and not yet been asked for.
+    pub fn has_line(&self) -> bool {
+        self.input.contains(&b'\n')
+    }
+
     /// Returns whether something is left to send.
     pub fn wants_write(&self) -> bool {
         !self.output.is_empty()

@@ -283,6 +283,11 @@ impl DataDirLock {
         Err(Error::Invalid { detail })
     }
 
+    /// Returns whether this value has the lock, and has not let it go.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
+    }
+
     fn check_held(&self) -> Result<()> {
         self.check_owner("write to")?;
         if self.held.load(Ordering::Relaxed) {

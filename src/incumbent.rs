@@ -69,7 +69,7 @@ pub enum Served {
         /// The handoff's id.
         handoff: String,
     },
-    /// This process served on trial, and the one before it serves again.
+    /// This process has let go of the data: it served on trial and the one before it serves again, or another took over.
     SteppedDown {
         /// Why.
         reason: Reason,

@@ -35,8 +35,12 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// How long a successor that gives up, or was told to, may take to say why on its standard error before it is killed.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 
+/// The longest wait for a tree to be gone, before it is killed again.
+const PATIENCE_MAX: Duration = Duration::from_secs(60);
+
 /// Serves until the process may exit.
 pub(crate) fn run<D: Drainable>(incumbent: Incumbent, hooks: &D) -> Result<Served> {
+    let _hold = Hold(Arc::clone(&incumbent.lock));
     let (jobs, todo) = channel();
     let (done, finished) = channel();
     let bell = Arc::clone(&incumbent.bell);
@@ -48,6 +52,17 @@ pub(crate) fn run<D: Drainable>(incumbent: Incumbent, hooks: &D) -> Result<Serve
             .map_err(|e| Error::io("start the thread that runs the hooks", e))?;
         Server::new(incumbent, hooks, jobs, finished, bell).run()
     })
+}
+
+/// Keeps a lock that was not let go, however serving ended, until the process ends: the program may still write.
+struct Hold(Arc<DataDirLock>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.0.is_held() {
+            std::mem::forget(Arc::clone(&self.0));
+        }
+    }
 }
 
 /// Work that may take long, for the thread that runs the hooks.
@@ -97,16 +112,20 @@ fn run_jobs<D: Drainable>(
 fn run_job<D: Drainable>(job: Job, hooks: &D, lock: &DataDirLock) -> Finished {
     match job {
         Job::Drain(deadline) => {
-            let (stopped_us, conns) = (clock::monotonic_us(), hooks.snapshot_state().open_conns);
+            let stopped_us = clock::monotonic_us();
+            let conns = guarded(|| Ok(hooks.snapshot_state().open_conns)).unwrap_or_default();
             let input = Input::DrainReturned(guarded(|| hooks.drain(deadline)));
             Finished::Drained { input, stopped_us, conns }
         }
         Job::Seal => Finished::Incumbent(Input::SealReturned(guarded(|| hooks.seal()))),
         Job::Resume => Finished::Incumbent(Input::ResumeReturned(guarded(|| hooks.resume_after_abort()))),
-        Job::Persist(record) => Finished::Incumbent(Input::Persisted(guarded(|| {
-            lock.write_record(&record, true)?;
-            lock.settle()
-        }))),
+        Job::Persist(record) => {
+            let persisted = guarded(|| lock.write_record(&record, true));
+            if persisted.is_ok() {
+                settle(lock);
+            }
+            Finished::Incumbent(Input::Persisted(persisted))
+        }
         Job::Fence { quarry, last_words, patience } => {
             if let Some(quarry) = &quarry {
                 // It is killed either way.
@@ -130,12 +149,16 @@ fn run_job<D: Drainable>(job: Job, hooks: &D, lock: &DataDirLock) -> Finished {
             Finished::Successor(successor::Input::SteppedDown)
         }
         Job::Settle => {
-            if let Err(detail) = guarded(|| lock.settle()) {
-                // The next record takes one sync more.
-                tracing::warn!(detail, "unable to settle the owner record");
-            }
+            settle(lock);
             Finished::Settled
         }
+    }
+}
+
+fn settle(lock: &DataDirLock) {
+    if let Err(detail) = guarded(|| lock.settle()) {
+        // The next record takes one sync more.
+        tracing::warn!(detail, "unable to settle the owner record");
     }
 }
 
@@ -149,7 +172,7 @@ fn guarded<T>(hook: impl FnOnce() -> Result<T>) -> Result<T, String> {
 /// Kills a successor and what was made for it; where the tree cannot be found out, the process alone.
 fn fence(quarry: Option<&Quarry>, patience: Duration) -> Finished {
     let Some(quarry) = quarry else { return Finished::Incumbent(Input::Fenced) };
-    let deadline = Instant::now() + patience;
+    let deadline = poll::after(patience).unwrap_or_else(|| Instant::now() + PATIENCE_MAX);
     let left = match quarry.kill(deadline) {
         Ok(left) => left,
         Err(e) => {
@@ -241,6 +264,8 @@ struct Server<'a, D> {
     leased: Option<Conn>,
     /// The id of the handoff that ended last.
     ended: String,
+    /// Whether the incumbent that stands by was told that this successor was asked to stop.
+    stop_relayed: bool,
     end: Option<Result<Ended>>,
 }
 
@@ -281,6 +306,7 @@ impl<'a, D: Drainable> Server<'a, D> {
             named_holders: false,
             leased: None,
             ended: String::new(),
+            stop_relayed: false,
             end: None,
         }
     }
@@ -308,12 +334,7 @@ impl<'a, D: Drainable> Server<'a, D> {
         }
         let Incumbent { bound, control_path, lock, listeners, .. } = self.incumbent;
         bound.remove(&control_path);
-        let end = self.end.unwrap_or(Ok(Ended::Stopped));
-        if matches!(end, Ok(Ended::Stopped) | Err(_)) {
-            // The program may still write: the lock ends with the process, and not with the last value that has it.
-            std::mem::forget(Arc::clone(&lock));
-        }
-        Ok(match end? {
+        Ok(match self.end.unwrap_or(Ok(Ended::Stopped))? {
             Ended::Committed(handoff) => Served::Committed { handoff },
             Ended::SteppedDown(reason) => Served::SteppedDown { reason },
             Ended::Superseded(record) => Served::Superseded(Box::new(Superseded { record, lock, listeners })),
@@ -345,9 +366,18 @@ impl<'a, D: Drainable> Server<'a, D> {
             let want = if client.channel.wants_write() { Want::Both } else { Want::Read };
             sources.push((Source::Client(*conn), client.channel.as_fd(), want));
         }
+        // What a turn left over is in a buffer of ours, where poll does not see it.
+        let waiting = |source: &Source| match source {
+            Source::Client(conn) => self.clients.get(conn).is_some_and(|client| client.channel.has_line()),
+            _ => false,
+        };
+        if sources.iter().any(|(source, ..)| waiting(source)) {
+            deadline = Some(Instant::now());
+        }
         let fds: Vec<(BorrowedFd<'_>, Want)> = sources.iter().map(|(_, fd, want)| (*fd, *want)).collect();
         let ready = poll::wait(&fds, deadline).map_err(|e| Error::io("wait for control connections", e))?;
-        Ok(sources.iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, ..), _)| *source).collect())
+        let ready = sources.iter().zip(ready).filter(|((source, ..), ready)| *ready || waiting(source));
+        Ok(ready.map(|((source, ..), _)| *source).collect())
     }
 
     fn minds_its_death(&self) -> bool {
@@ -373,7 +403,7 @@ impl<'a, D: Drainable> Server<'a, D> {
     }
 
     /// A granted successor that has served for long must not be killed because this process was stopped for a while.
-    /// The deadline is another matter: what comes after it comes too late, whenever it is read.
+    /// The deadline is another matter: what is not read before it is too late.
     fn let_it_speak(&mut self, timer: Timer) {
         if let (Timer::StandBy | Timer::Bake | Timer::StepDown, Some(lease)) = (timer, self.lease()) {
             self.read(lease);
@@ -432,11 +462,11 @@ impl<'a, D: Drainable> Server<'a, D> {
             return;
         }
         if let Some(session) = &mut self.incumbent.session {
-            if *session.phase() == successor::Phase::OnTrial {
+            if *session.phase() == successor::Phase::OnTrial && !self.stop_relayed {
                 let reason = "the successor was asked to stop".to_owned();
-                // It is stepping down already, or its incumbent is gone and it is about to be final.
+                // Where its incumbent is gone, it is about to be final, and stops then.
                 let _ = session.relay(&Message::Abort { reason, cause: None });
-                self.incumbent.stop.asked.store(false, Ordering::Release);
+                self.stop_relayed = true;
             }
         } else if self.incumbent.machine.phase == Phase::Serving {
             self.end = Some(Ok(Ended::Stopped));
@@ -627,11 +657,13 @@ impl<'a, D: Drainable> Server<'a, D> {
             return self.refuse(conn, "attach", "prepare first: this connection does not hold the lease");
         }
         let pidfd = match pidfd(fds) {
-            Ok(pidfd) if pidfd.pid().is_none_or(|pid| pid == attach.process.pid) => pidfd,
-            Ok(_) => return self.refuse(conn, "the pidfd of another process", "the successor's own pidfd"),
+            Ok(pidfd) => pidfd,
             Err(e) => return self.refuse(conn, &e.to_string(), "the successor's own pidfd"),
         };
-        self.successor = Some(Quarry::new(pidfd, attach.process, attach.tree));
+        // Elsewhere it is a second one, and whom to kill must not change under a handoff.
+        if matches!(self.incumbent.machine.phase, Phase::Sealed | Phase::Locking(_)) {
+            self.successor = Some(Quarry::new(pidfd, attach.process, attach.tree));
+        }
         self.feed(Input::Lease(Request::Attach));
     }
 
@@ -651,10 +683,12 @@ impl<'a, D: Drainable> Server<'a, D> {
     /// A successor on trial passes on what an operator asks of it: the incumbent that stands by decides.
     fn operator(&mut self, conn: Conn, relayed: Message, input: impl FnOnce(Conn) -> Input) {
         let Some(session) = self.incumbent.session.as_mut() else { return self.feed(input(conn)) };
-        let answer = match session.relay(&relayed) {
-            Ok(()) => Message::Accepted {},
-            Err(e) => Message::Refused { reason: e.to_string() },
+        let phase = session.phase().name();
+        let relayed = match session.phase() {
+            successor::Phase::OnTrial => session.relay(&relayed).map_err(|e| e.to_string()),
+            _ => Err(format!("too late: the successor is {phase}")),
         };
+        let answer = relayed.map_or_else(|reason| Message::Refused { reason }, |()| Message::Accepted {});
         self.answer(conn, &answer);
     }
 
@@ -1039,7 +1073,9 @@ impl<'a, D: Drainable> Server<'a, D> {
         }
         self.end = Some(match end {
             End::Committed => Ok(Ended::Committed(self.ended.clone())),
-            End::Failed(detail) => Err(Error::Hook { hook: "resume_after_abort", detail: detail.clone() }),
+            End::Failed(detail) => {
+                Err(Error::Aborted { reason: format!("there is no way back to serving: {detail}") })
+            }
             End::Superseded => self.superseded(),
             End::Overtaken { found } => {
                 let expected = self.incumbent.machine.generation;
@@ -1070,6 +1106,10 @@ impl<'a, D: Drainable> Server<'a, D> {
             Some(successor::Phase::Promoted) => {
                 self.incumbent.session = None;
                 self.job(Job::Settle);
+            }
+            // It failed while it served: nobody else may have the lock before this process has ended.
+            Some(successor::Phase::Gone(reason)) if self.incumbent.lock.is_held() => {
+                self.end = Some(Err(Error::Aborted { reason: reason.to_string() }));
             }
             Some(successor::Phase::Gone(reason)) => self.end = Some(Ok(Ended::SteppedDown(reason.clone()))),
             _ => {}

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use handoff::drainable::ReadinessSnapshot;
 use handoff::{
@@ -234,17 +234,27 @@ impl Clients {
 
     /// Lets every client have the answers to what it has sent, and no more; returns how many are left at the deadline.
     fn finish(&self, deadline: Instant) -> u32 {
-        let open = guard(&self.open);
+        // Who has just connected gets the time to ask; who is silent keeps the others waiting for no longer than this.
+        let open = self.wait(guard(&self.open), deadline.min(Instant::now() + QUIET));
         for connection in open.values() {
             // Its thread still reads what has arrived, and then the end. Never do this to the listener: it is shared.
             let _ = connection.shutdown(Shutdown::Read);
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let (open, _) =
-            self.left.wait_timeout_while(open, left, |open| !open.is_empty()).expect("not poisoned");
-        open.len() as u32
+        self.wait(open, deadline).len() as u32
+    }
+
+    /// Waits until all have left.
+    fn wait<'a>(&'a self, open: Open<'a>, until: Instant) -> Open<'a> {
+        let left = until.saturating_duration_since(Instant::now());
+        self.left.wait_timeout_while(open, left, |open| !open.is_empty()).expect("not poisoned").0
     }
 }
+
+/// The open connections, while nobody comes or goes.
+type Open<'a> = MutexGuard<'a, HashMap<u64, TcpStream>>;
+
+/// How long a drain waits for clients to leave by themselves.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// No thread panics while it holds one of these locks, so none is ever poisoned.
 fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

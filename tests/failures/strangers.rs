@@ -1,6 +1,6 @@
 //! What strangers on the control socket do: nothing to a swap, and nothing to `status`.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -72,6 +72,18 @@ fn slow_bytes_and_a_silent_guest_delay_nobody() {
         }
         // It says hello and stays.
         (slow, rig.connect().unwrap(), connect(path))
+    });
+}
+
+#[test]
+fn a_burst_of_requests_is_answered_to_the_last_one() {
+    beside(|path, _| {
+        const COUNT: usize = 50;
+        let mut hasty = connect(path);
+        hasty.write_all("{\"type\":\"status\"}\n".repeat(COUNT).as_bytes()).unwrap();
+        // Nothing more comes from here, so that what is left over in a buffer is not woken by accident.
+        let answers = BufReader::new(&hasty).lines().take(COUNT).map(Result::unwrap);
+        assert_eq!(answers.filter(|line| line.contains("status-report")).count(), COUNT);
     });
 }
 
