@@ -147,7 +147,16 @@ impl Control {
     ///
     /// As [`status`](Self::status).
     pub fn watch(&mut self, deadline: Instant) -> Result<()> {
-        self.accepted(&Message::Watch {}, deadline)
+        self.accepted(&Message::Watch { guards: false }, deadline)
+    }
+
+    /// As [`watch`](Self::watch), and a trial is undone when this connection closes before it ends.
+    ///
+    /// # Errors
+    ///
+    /// As [`status`](Self::status).
+    pub fn watch_and_guard(&mut self, deadline: Instant) -> Result<()> {
+        self.accepted(&Message::Watch { guards: true }, deadline)
     }
 
     /// Waits for the verdict after [`watch`](Self::watch).

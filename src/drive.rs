@@ -182,7 +182,7 @@ impl<'a> Drive<'a> {
 
     fn try_connect(&mut self, deadline: Instant) -> Result<bool> {
         let mut watch = Control::connect(self.control, "handoff driver", deadline)?;
-        watch.watch(deadline)?;
+        if self.spec.guard { watch.watch_and_guard(deadline) } else { watch.watch(deadline) }?;
         if self.listeners.is_empty() {
             self.listeners = watch.listeners(deadline)?;
         }

@@ -4,8 +4,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::control::Control;
 use crate::data_dir::DataDirLock;
 use crate::drainable::Drainable;
 use crate::error::{Error, Result};
@@ -19,6 +20,9 @@ use crate::sys::poll::Waker;
 use crate::sys::process::ProcessId;
 use crate::sys::unix::Bound;
 use crate::sys::{clock, process, spawn};
+
+/// How long a daemon that may already answer at the control path has to do so.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// The waits of an incumbent that are not set by the driver.
 #[derive(Clone, Debug)]
@@ -89,6 +93,7 @@ impl Incumbent {
     /// The path is too long or its directory may be written by others, or the record cannot be written.
     pub fn bind_cold_start(control_path: impl AsRef<Path>, lock: DataDirLock) -> Result<Self> {
         let control_path = control_path.as_ref();
+        refuse_taken(control_path, &lock)?;
         let mut bound = Bound::beside(control_path)?;
         let before = lock.record()?;
         let generation = before.as_ref().map_or(0, |record| record.generation) + 1;
@@ -196,6 +201,29 @@ impl Incumbent {
     pub fn serve<D: Drainable>(self, drainable: D) -> Result<Served> {
         serve::run(self, &drainable)
     }
+}
+
+/// Refuses a control path where the daemon of another data directory answers: it could not be reached any more.
+///
+/// One of this data directory does not serve, as its lock is held here.
+fn refuse_taken(path: &Path, lock: &DataDirLock) -> Result<()> {
+    let deadline = Instant::now() + ANSWER;
+    let Ok(status) =
+        Control::connect(path, "a cold start", deadline).and_then(|mut control| control.status(deadline))
+    else {
+        return Ok(());
+    };
+    let same = |dir: &Path| std::fs::canonicalize(dir).ok();
+    if same(Path::new(&status.data_dir)) == same(lock.dir()) {
+        return Ok(());
+    }
+    let reason = format!(
+        "{} leads to pid {}, which serves {}; choose another control path",
+        path.display(),
+        status.process.pid,
+        status.data_dir
+    );
+    Err(Error::Refused { reason })
 }
 
 /// Says that the last owner was on trial, where another program than the one before it starts now. Which one starts is for

@@ -35,6 +35,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// How long a successor that gives up, or was told to, may take to say why on its standard error before it is killed.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 
+/// Between two looks at whether the control path is still there.
+const LOOK: Duration = Duration::from_secs(10);
+
 /// The longest wait for a tree to be gone, before it is killed again.
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
 
@@ -227,6 +230,8 @@ impl Quarry {
 struct Client {
     channel: Channel,
     watches: bool,
+    /// Whether a trial is not to go on without it.
+    guards: bool,
     heard: Instant,
 }
 
@@ -258,6 +263,8 @@ struct Server<'a, D> {
     /// When to accept again, and to make the control path lead here again, after there was no descriptor for it.
     accept_at: Option<Instant>,
     bind_at: Option<Instant>,
+    /// When to see whether the control path is still there.
+    look_at: Instant,
     /// Whether the holders of the lock that is to be taken back were named.
     named_holders: bool,
     /// The lease of the run that is being acted upon, also in the step that ends it.
@@ -303,6 +310,7 @@ impl<'a, D: Drainable> Server<'a, D> {
             since: Instant::now(),
             accept_at: None,
             bind_at: None,
+            look_at: Instant::now() + LOOK,
             named_holders: false,
             leased: None,
             ended: String::new(),
@@ -355,7 +363,7 @@ impl<'a, D: Drainable> Server<'a, D> {
         if let Some(successor) = self.successor.as_ref().filter(|_| self.minds_its_death()) {
             sources.push((Source::Successor, successor.pidfd.as_fd(), Want::Read));
         }
-        let pauses = self.accept_at.into_iter().chain(self.bind_at);
+        let pauses = self.accept_at.into_iter().chain(self.bind_at).chain([self.look_at]);
         let mut deadline = self.timers.values().copied().chain(pauses).min();
         if let Some(session) = &self.incumbent.session {
             let (interests, silence) = session.interests();
@@ -390,6 +398,9 @@ impl<'a, D: Drainable> Server<'a, D> {
         if self.bind_at.is_some_and(|at| at <= now) {
             self.bind_control();
         }
+        if self.look_at <= now {
+            self.look_for_control_path();
+        }
         let due: Vec<Timer> =
             self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
         for timer in due {
@@ -399,6 +410,16 @@ impl<'a, D: Drainable> Server<'a, D> {
                 self.timers.remove(&timer);
                 self.feed(Input::Expired(timer));
             }
+        }
+    }
+
+    /// Something that tidies up may have removed it; what another process put there is left alone.
+    fn look_for_control_path(&mut self) {
+        self.look_at = Instant::now() + LOOK;
+        let path = &self.incumbent.control_path;
+        if self.incumbent.session.is_none() && self.holds_lock() && path.symlink_metadata().is_err() {
+            tracing::warn!(path = %path.display(), "the control path was removed; making it anew");
+            self.bind_control();
         }
     }
 
@@ -504,7 +525,8 @@ impl<'a, D: Drainable> Server<'a, D> {
             self.evict();
         }
         self.connections += 1;
-        let client = Client { channel: Channel::new(fd), watches: false, heard: Instant::now() };
+        let client =
+            Client { channel: Channel::new(fd), watches: false, guards: false, heard: Instant::now() };
         self.clients.insert(self.connections, client);
     }
 
@@ -537,7 +559,11 @@ impl<'a, D: Drainable> Server<'a, D> {
     }
 
     fn lost(&mut self, conn: Conn) {
-        self.clients.remove(&conn);
+        let guarded = self.clients.remove(&conn).is_some_and(|client| client.guards);
+        if guarded && self.incumbent.machine.phase == Phase::Baking {
+            let detail = "whoever checked the successor's health is gone".to_owned();
+            self.feed(Input::OperatorAbort(conn, detail));
+        }
         if self.lease() == Some(conn) {
             self.feed(Input::LeaseLost);
         }
@@ -589,7 +615,7 @@ impl<'a, D: Drainable> Server<'a, D> {
             }
             Message::Listeners {} => self.give_listeners(conn),
             Message::Stdio {} => self.give_stdio(conn),
-            Message::Watch {} => self.watch(conn),
+            Message::Watch { guards } => self.watch(conn, guards),
             Message::Prepare(terms) => match self.trial() {
                 Some(busy) => self.answer(conn, &busy),
                 None => self.feed(Input::Prepare(conn, terms)),
@@ -692,9 +718,9 @@ impl<'a, D: Drainable> Server<'a, D> {
         self.answer(conn, &answer);
     }
 
-    fn watch(&mut self, conn: Conn) {
+    fn watch(&mut self, conn: Conn, guards: bool) {
         if let Some(client) = self.clients.get_mut(&conn) {
-            client.watches = true;
+            (client.watches, client.guards) = (true, guards);
         }
         self.answer(conn, &Message::Accepted {});
     }

@@ -49,6 +49,9 @@ pub struct SpawnSpec {
     pub bake: Option<Duration>,
     /// How much longer than one party's own wait the others wait before they take it to be hung, and kill it.
     pub margin: Duration,
+    /// Whether a trial is undone when this process dies before it ends: it checks the successor's health, and nobody else
+    /// does.
+    pub guard: bool,
     /// The directory of a control group, made for the successor alone, to start it in.
     pub cgroup: Option<PathBuf>,
     /// The directory to start it in; this process's unless given.
@@ -79,6 +82,7 @@ impl Default for SpawnSpec {
             warm_up: Duration::from_secs(600),
             stand_by: Duration::from_secs(10),
             bake: None,
+            guard: false,
             margin: Duration::from_secs(2),
             cgroup: None,
             directory: None,

@@ -31,7 +31,11 @@ pub enum Message {
     /// Asks for the daemon's standard output and error, for a successor to write to as well.
     Stdio {},
     /// Asks to be told the verdict of the handoff in progress, or of the next one.
-    Watch {},
+    Watch {
+        /// Whether a trial is undone when this connection closes: whoever checks the successor's health is gone then.
+        #[serde(default)]
+        guards: bool,
+    },
     /// Asks to end a trial early, and keep the successor.
     Commit {},
     /// Asks to undo the handoff. On the lease it comes from the driver.
@@ -343,7 +347,7 @@ impl Message {
             Self::Status {} => "status",
             Self::Listeners {} => "listeners",
             Self::Stdio {} => "stdio",
-            Self::Watch {} => "watch",
+            Self::Watch { .. } => "watch",
             Self::Commit {} => "commit",
             Self::Abort { .. } => "abort",
             Self::Prepare(_) => "prepare",

@@ -1,4 +1,4 @@
-//! Waiting for SIGTERM and SIGINT in a thread.
+//! Waiting for SIGTERM, SIGINT and SIGHUP in a thread.
 //!
 //! A handler and a pipe, not a blocked mask with signalfd(2): a mask survives exec(3), and a program that this process
 //! becomes or starts would never see the signals; a handler is reset to the default.
@@ -17,6 +17,8 @@ pub enum Termination {
     Term,
     /// SIGINT: a person at a terminal.
     Int,
+    /// SIGHUP: the terminal is gone.
+    Hup,
 }
 
 impl Termination {
@@ -25,6 +27,7 @@ impl Termination {
         match self {
             Self::Term => "SIGTERM",
             Self::Int => "SIGINT",
+            Self::Hup => "SIGHUP",
         }
     }
 }
@@ -36,18 +39,36 @@ pub struct Terminations(std::fs::File);
 static WRITING_END: AtomicI32 = AtomicI32::new(-1);
 
 impl Terminations {
-    /// Installs the handlers. Only the first call in a process succeeds.
+    /// Installs the handlers for SIGTERM and SIGINT. Only the first call in a process succeeds.
     ///
     /// # Errors
     ///
     /// AlreadyExists for a second call; what pipe2(2) or sigaction(2) returns.
     pub fn catch() -> io::Result<Self> {
+        Self::catch_all(&[Signal::SIGTERM, Signal::SIGINT])
+    }
+
+    /// As [`catch`](Self::catch), and for SIGHUP too: what a closing terminal sends to a command in it.
+    ///
+    /// # Errors
+    ///
+    /// As [`catch`](Self::catch).
+    pub fn catch_with_terminal() -> io::Result<Self> {
+        Self::catch_all(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
+    }
+
+    fn catch_all(signals: &[Signal]) -> io::Result<Self> {
         let (reading, writing) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         publish(writing)?;
         let action = SigAction::new(SigHandler::Handler(report), SaFlags::SA_RESTART, SigSet::empty());
-        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        for &signal in signals {
             // SAFETY: `report` only makes a write(2) and touches an atomic, both async-signal-safe.
-            unsafe { sigaction(signal, &action) }?;
+            let before = unsafe { sigaction(signal, &action) }?;
+            if signal == Signal::SIGHUP && matches!(before.handler(), SigHandler::SigIgn) {
+                // nohup(1): whoever started this wants it to go on without the terminal.
+                // SAFETY: this puts back what was there.
+                unsafe { sigaction(signal, &before) }?;
+            }
         }
         Ok(Self(reading.into()))
     }
@@ -60,7 +81,11 @@ impl Terminations {
     pub fn wait(&mut self) -> io::Result<Termination> {
         let mut signal = [0];
         self.0.read_exact(&mut signal)?;
-        Ok(if i32::from(signal[0]) == Signal::SIGINT as i32 { Termination::Int } else { Termination::Term })
+        Ok(match i32::from(signal[0]) {
+            number if number == Signal::SIGINT as i32 => Termination::Int,
+            number if number == Signal::SIGHUP as i32 => Termination::Hup,
+            _ => Termination::Term,
+        })
     }
 }
 

@@ -67,7 +67,7 @@ impl Exit {
         match self {
             Self::Done => "done",
             Self::Refused => {
-                "the answer was no and nothing changed: refused, busy, lock held, nobody answers"
+                "the answer was no and nothing changed: refused, busy, lock held; status: nobody serves"
             }
             Self::CheckFailed => "the demonstration ran, and a promise was not kept",
             Self::RolledBack => "rolled back: the incumbent serves",

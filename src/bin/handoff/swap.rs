@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use clap::builder::NonEmptyStringValueParser;
 use handoff::control::Control;
 use handoff::error::Error;
 use handoff::proto::driver::Refusal;
@@ -62,11 +63,13 @@ pub struct Args {
     bake: Option<Duration>,
 
     /// Run this through `sh -c` again and again during the bake, and undo the swap when it fails
-    #[arg(long, value_name = "CMD", requires = "bake")]
+    ///
+    /// If this command dies during the bake, nobody checks any more, and the swap is undone too.
+    #[arg(long, value_name = "CMD", requires = "bake", value_parser = NonEmptyStringValueParser::new())]
     health: Option<String>,
 
     /// Wait so long between two health checks
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse, requires = "health")]
     health_interval: Duration,
 
     /// Take a health check that runs longer than this for failed
@@ -215,6 +218,7 @@ fn spec(args: &Args, running: &Status) -> anyhow::Result<SpawnSpec> {
         warm_up: args.warm_up_limit,
         stand_by: args.stand_by,
         bake: args.bake,
+        guard: args.health.is_some(),
         cgroup: args.cgroup.clone(),
         output: match args.output {
             Output::Daemon => supervisor::Output::Incumbents,
@@ -298,7 +302,7 @@ impl Observer {
 }
 
 fn signals() -> anyhow::Result<Receiver<Termination>> {
-    let mut terminations = Terminations::catch().context("catch signals")?;
+    let mut terminations = Terminations::catch_with_terminal().context("catch signals")?;
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         while let Ok(signal) = terminations.wait() {
