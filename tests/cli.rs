@@ -380,6 +380,39 @@ fn a_bake_that_is_aborted_gives_the_service_back() {
 }
 
 #[test]
+fn a_bake_whose_health_check_died_with_its_driver_is_undone() {
+    let rig = Rig::start();
+    let mut baking = rig.bake(&["--health", "true"], &[]);
+    baking.kill().unwrap();
+    baking.wait().unwrap();
+    eventually("the daemon to take over again", || {
+        rig.status().is_some_and(|status| status.role == "incumbent" && status.phase == "serving")
+    });
+    assert_eq!(rig.serving(), "v1");
+}
+
+#[test]
+fn a_bake_without_a_health_check_goes_on_without_its_driver() {
+    let mut rig = Rig::start();
+    let mut baking = rig.bake(&[], &[]);
+    baking.kill().unwrap();
+    baking.wait().unwrap();
+    assert_eq!(rig.status().unwrap().phase, "on-trial");
+    rig.run(&["commit"]).expect(0);
+    assert_eq!((rig.serving().as_str(), rig.first.wait().code()), ("v2", Some(0)));
+}
+
+#[test]
+fn a_second_store_does_not_take_the_control_path_of_the_first() {
+    let rig = Rig::start();
+    let other = rig.dir.path().join("other");
+    let words = ["kvd", "--listen", "127.0.0.1:0", "--data-dir", other.to_str().unwrap()];
+    let said = rig.run(&words).expect(1);
+    assert!(said.err.contains("choose another control path") && said.err.contains("leads to pid"), "{said:?}");
+    assert_eq!(rig.status().unwrap().process.pid, rig.first.child.id());
+}
+
+#[test]
 fn a_failing_health_check_undoes_the_bake_with_what_it_said() {
     let rig = Rig::start();
     let check = "test \"$(ls /proc/self/fd | wc -l)\" -le 4 || exit 9; echo the disk is on fire; exit 3";
