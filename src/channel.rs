@@ -243,7 +243,9 @@ fn parse(line: &[u8], fds: Vec<OwnedFd>) -> Result<Incoming> {
         Err(e) => e,
     };
     match serde_json::from_slice::<Tagged>(line) {
-        Ok(tagged) if error.to_string().contains("unknown variant") => Ok(Incoming::Unknown(tagged.r#type)),
+        Ok(tagged) if !Message::NAMES.contains(&tagged.r#type.as_str()) => {
+            Ok(Incoming::Unknown(tagged.r#type))
+        }
         Ok(tagged) => {
             Err(Error::Protocol { expected: format!("a {} message", tagged.r#type), got: error.to_string() })
         }
@@ -261,6 +263,7 @@ fn parse(line: &[u8], fds: Vec<OwnedFd>) -> Result<Incoming> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::proto::{Reason, Verdict};
     use std::time::Duration;
 
     fn pair() -> (Channel, Channel) {
@@ -348,5 +351,39 @@ mod tests {
         assert!(matches!(b.receive(), Ok(Some(Incoming::Unknown(name))) if name == "from-the-future"));
         assert!(matches!(b.receive(), Err(Error::Protocol { .. })));
         assert!(matches!(b.receive(), Err(Error::Protocol { .. })));
+    }
+
+    #[test]
+    fn every_type_that_can_be_read_is_a_known_name() {
+        let refusal = serde_json::from_str::<Message>(r#"{"type":""}"#).unwrap_err().to_string();
+        let readable: Vec<&str> = refusal.split('`').skip(1).step_by(2).filter(|n| !n.is_empty()).collect();
+        assert!(readable.len() > 30, "{refusal}");
+        assert_eq!(readable, Message::NAMES);
+    }
+
+    #[test]
+    fn a_verdict_of_a_later_version_is_a_verdict() {
+        let read = |line: &str| match parse(line.as_bytes(), vec![]) {
+            Ok(Incoming::Message(Message::Verdict(report), _)) => report.verdict,
+            other => panic!("{line}: {other:?}"),
+        };
+        let rolled_back = read(
+            r#"{"type":"verdict","handoff":"a","outcome":"rolled-back","reason":{"kind":"eclipse","moon":1}}"#,
+        );
+        let reason = Reason::Other { kind: "eclipse".to_owned(), detail: String::new() };
+        assert_eq!(rolled_back, Verdict::RolledBack { reason });
+        assert_eq!(read(r#"{"type":"verdict","handoff":"a","outcome":"split","into":2}"#), Verdict::Unknown);
+    }
+
+    #[test]
+    fn a_known_message_with_a_bad_field_is_no_unknown_message() {
+        for line in [
+            r#"{"type":"drain","grace_ms":"unknown variant"}"#,
+            r#"{"type":"offer","tree":"from-the-future"}"#,
+            r#"{"type":"attach","process":{"pid":1,"start_ticks":1,"boot_id":"b"},"tree":"grove","build_id":""}"#,
+        ] {
+            let parsed = parse(line.as_bytes(), vec![]);
+            assert!(matches!(parsed, Err(Error::Protocol { .. })), "{line}: {parsed:?}");
+        }
     }
 }
