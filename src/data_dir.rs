@@ -205,9 +205,13 @@ impl DataDirLock {
     /// [`Error::Invalid`] in a forked child of the process that took it: it is not the child's to release.
     pub(crate) fn unlock(&self) -> Result<()> {
         self.check_owner("release")?;
-        // From here on nothing is written, even if the call fails.
-        self.held.store(false, Ordering::Relaxed);
-        lock::unlock(&self.file).map_err(|e| self.io("unlock", e))
+        // Before the call: nothing may be written once another process can have it.
+        let held = self.held.swap(false, Ordering::Relaxed);
+        lock::unlock(&self.file).map_err(|e| {
+            // It is as it was, and its owner goes on.
+            self.held.store(held, Ordering::Relaxed);
+            self.io("unlock", e)
+        })
     }
 
     /// Takes the lock again, without waiting; returns whether nobody else had it.

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::process::Command;
 use std::sync::mpsc;
 
@@ -164,6 +164,21 @@ fn nothing_is_written_without_the_lock() {
     assert_eq!(DataDirLock::read_record(&dir).unwrap().record, Some(record(1)));
     assert!(lock.relock().unwrap());
     lock.write_record(&record(2), false).unwrap();
+}
+
+#[test]
+fn a_lock_that_could_not_be_released_is_still_held() {
+    // A descriptor that only names the file (open(2)), which flock(2) refuses.
+    const O_PATH: i32 = 0o10_000_000;
+    let dir = tempdir().unwrap();
+    let mut lock = DataDirLock::acquire(&dir).unwrap();
+    let named = fs::OpenOptions::new().read(true).custom_flags(O_PATH).open(lock.path()).unwrap();
+    let file = std::mem::replace(&mut lock.file, named);
+    assert!(lock.unlock().is_err());
+    lock.file = file;
+    lock.write_record(&record(1), false).unwrap();
+    lock.unlock().unwrap();
+    assert!(matches!(lock.write_record(&record(2), false), Err(Error::Invalid { .. })));
 }
 
 #[test]
