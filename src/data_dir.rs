@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::proto::record::{self, Defect, OwnerRecord, Reading};
 use crate::sys::file::{self, Identity};
 use crate::sys::lock::{self, Fate, Holder};
+use crate::sys::poll;
 
 /// The name of the lock file, unless [`LockOptions::file_name`] says otherwise.
 pub const FILE_NAME: &str = ".handoff.lock";
@@ -94,7 +95,7 @@ impl DataDirLock {
                 Err(Error::Locked { path, holders })
                     if Instant::now() < deadline && is_closing(&path, &holders) =>
                 {
-                    sleep_longer(&mut pause, deadline);
+                    sleep_longer(&mut pause, Some(deadline));
                 }
                 result => return result,
             }
@@ -333,7 +334,7 @@ impl LockOptions {
         self
     }
 
-    /// Sets how long to wait for the lock while another process has it.
+    /// Sets how long to wait for the lock while another process has it; [`Duration::MAX`] is for as long as it takes.
     #[must_use]
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = wait;
@@ -350,13 +351,13 @@ impl LockOptions {
         if let Some(fd) = take_offered(&place)? {
             return DataDirLock::from_fd(fd, place);
         }
-        let deadline = Instant::now() + self.wait;
+        let deadline = poll::after(self.wait);
         let mut pause = FIRST_PAUSE;
         loop {
             if let Some(file) = place.lock_file_at_path()? {
                 return DataDirLock::under_lock(file, place, false);
             }
-            if Instant::now() >= deadline {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(place.locked());
             }
             sleep_longer(&mut pause, deadline);
@@ -573,8 +574,9 @@ fn defect_of(path: &Path, defect: Defect) -> Error {
     }
 }
 
-fn sleep_longer(pause: &mut Duration, deadline: Instant) {
-    thread::sleep((*pause).min(deadline.saturating_duration_since(Instant::now())));
+fn sleep_longer(pause: &mut Duration, deadline: Option<Instant>) {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    thread::sleep(left.map_or(*pause, |left| left.min(*pause)));
     *pause = (*pause * 2).min(LONGEST_PAUSE);
 }
 
