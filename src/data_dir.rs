@@ -72,6 +72,8 @@ impl DataDirLock {
     /// [`Error::Locked`] names every process that has it. [`Error::NetworkFileSystem`], [`Error::LockReplaced`],
     /// [`Error::Damaged`] and [`Error::NewerFormat`] leave everything as it was. [`Error::Aborted`] means that this
     /// process is a successor that came too late and must exit.
+    ///
+    /// A successor locks the data directory that was handed over to it before any other.
     pub fn acquire(dir: impl AsRef<Path>) -> Result<Self> {
         Self::options().acquire(dir)
     }
@@ -432,7 +434,7 @@ impl DataDirLock {
         lock.check_record_locks()?;
         let reading = lock.read()?;
         lock.finish_creation(&reading)?;
-        check_generation(reading.record.as_ref())?;
+        check_generation(lock.path(), reading.record.as_ref())?;
         Ok(lock)
     }
 
@@ -506,16 +508,25 @@ const REPLACED_TRIES: u32 = 8;
 
 // What the process was started with: a lock's descriptor by inheritance, and what its incumbent told it to expect.
 static OFFERED: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
-static EXPECTED_GENERATION: Mutex<Option<u64>> = Mutex::new(None);
+static EXPECTED: Mutex<Option<Expected>> = Mutex::new(None);
+
+/// The generation that a successor's data directory must have, and whose lock file that turned out to be.
+struct Expected {
+    generation: u64,
+    path: Option<PathBuf>,
+}
 
 /// Keeps an inherited descriptor of a lock for the [`DataDirLock::acquire`] that asks for the lock's directory.
 pub(crate) fn offer_inherited(fd: OwnedFd) {
     unpoisoned(&OFFERED).push(fd);
 }
 
-/// Sets the generation that every later [`DataDirLock::acquire`] of this process must find, or that any will do.
+/// Sets the generation that the next [`DataDirLock::acquire`] of this process must find, or that any will do.
+///
+/// The directory in which it is found is the one that was handed over: from then on others may have any generation. So a
+/// successor locks its handed-over data directory first.
 pub(crate) fn expect_generation(generation: Option<u64>) {
-    *unpoisoned(&EXPECTED_GENERATION) = generation;
+    *unpoisoned(&EXPECTED) = generation.map(|generation| Expected { generation, path: None });
 }
 
 fn take_offered(place: &Place) -> Result<Option<OwnedFd>> {
@@ -528,10 +539,15 @@ fn take_offered(place: &Place) -> Result<Option<OwnedFd>> {
     Ok(offered.iter().position(is_wanted).map(|i| offered.swap_remove(i)))
 }
 
-fn check_generation(record: Option<&OwnerRecord>) -> Result<()> {
-    let Some(expected) = *unpoisoned(&EXPECTED_GENERATION) else { return Ok(()) };
+fn check_generation(path: &Path, record: Option<&OwnerRecord>) -> Result<()> {
+    let mut expectation = unpoisoned(&EXPECTED);
+    let Some(Expected { generation: expected, path: bound }) = expectation.as_mut() else { return Ok(()) };
+    if bound.as_deref().is_some_and(|bound| bound != path) {
+        return Ok(());
+    }
     let found = record.map_or(0, |record| record.generation);
-    if found == expected {
+    if found == *expected {
+        *bound = Some(path.to_owned());
         return Ok(());
     }
     if record.is_none() {

@@ -351,7 +351,10 @@ fn a_successor_that_finds_another_generation_came_too_late() {
     assert_eq!(reason, "came too late: the data went on to generation 7, expected 0");
     assert_eq!(DataDirLock::who(&dir).unwrap(), [], "it let go of the lock");
     expect_generation(Some(7));
-    DataDirLock::acquire(&dir).unwrap();
+    DataDirLock::acquire(&dir).unwrap().write_record(&record(8), true).unwrap();
+    assert!(matches!(DataDirLock::acquire(&dir), Err(Error::Aborted { .. })));
+    DataDirLock::acquire(tempdir().unwrap()).expect("it is not what was handed over");
+    assert!(matches!(DataDirLock::acquire(&dir), Err(Error::Aborted { .. })));
     expect_generation(None);
     DataDirLock::acquire(&dir).unwrap();
 }
