@@ -134,11 +134,12 @@ impl Channel {
         Ok(())
     }
 
-    /// Takes in what has arrived. Returns whether the peer's end is still open.
+    /// Takes in what has arrived, until there is a whole line: what follows it stays in the socket, so that no more than
+    /// two messages' descriptors are ever held here. Returns whether the peer's end is still open.
     ///
     /// # Errors
     ///
-    /// Too much without a newline, descriptors that did not fit, or a failing system call. End of file and ECONNRESET are
+    /// Descriptors that did not fit, or a failing system call. End of file and ECONNRESET are
     /// both just the peer's end.
     pub fn fill(&mut self) -> Result<bool> {
         let mut buffer = [0; 16 << 10];
@@ -151,14 +152,15 @@ impl Channel {
             };
             self.closed = got.bytes == 0;
             self.input.extend_from_slice(&buffer[..got.bytes]);
-            if got.truncated || self.received.len() + got.fds.len() > FDS_MAX {
-                let expected = format!("at most {FDS_MAX} descriptors a message");
-                return Err(Error::Protocol { expected, got: "more".to_owned() });
+            let whole = buffer[..got.bytes].contains(&b'\n');
+            // With a line's end, some of them may be the next line's.
+            if got.truncated || (!whole && self.received.len() + got.fds.len() > FDS_MAX) {
+                return Err(too_many_fds());
             }
             // The kernel ends a receive with the piece that descriptors came with, and they came with its line's beginning.
             let at = self.consumed + self.input.len() as u64;
             self.received.extend(got.fds.into_iter().map(|fd| (at, fd)));
-            if got.bytes < buffer.len() && self.received.is_empty() {
+            if whole || (got.bytes < buffer.len() && self.received.is_empty()) {
                 break;
             }
         }
@@ -183,6 +185,9 @@ impl Channel {
         let mut fds = vec![];
         while self.received.front().is_some_and(|(at, _)| *at <= self.consumed) {
             fds.extend(self.received.pop_front().map(|(_, fd)| fd));
+        }
+        if fds.len() > FDS_MAX {
+            return Err(too_many_fds());
         }
         parse(&line, fds).map(Some)
     }
@@ -237,6 +242,10 @@ impl AsFd for Channel {
     }
 }
 
+fn too_many_fds() -> Error {
+    Error::Protocol { expected: format!("at most {FDS_MAX} descriptors a message"), got: "more".to_owned() }
+}
+
 #[derive(Deserialize)]
 struct Tagged {
     r#type: String,
@@ -248,7 +257,9 @@ fn parse(line: &[u8], fds: Vec<OwnedFd>) -> Result<Incoming> {
         Err(e) => e,
     };
     match serde_json::from_slice::<Tagged>(line) {
-        Ok(tagged) if error.to_string().contains("unknown variant") => Ok(Incoming::Unknown(tagged.r#type)),
+        Ok(tagged) if !Message::NAMES.contains(&tagged.r#type.as_str()) => {
+            Ok(Incoming::Unknown(tagged.r#type))
+        }
         Ok(tagged) => {
             Err(Error::Protocol { expected: format!("a {} message", tagged.r#type), got: error.to_string() })
         }
@@ -266,6 +277,7 @@ fn parse(line: &[u8], fds: Vec<OwnedFd>) -> Result<Incoming> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::proto::{Reason, Verdict};
     use std::time::Duration;
 
     fn pair() -> (Channel, Channel) {
@@ -292,6 +304,32 @@ mod tests {
         for (name, count) in [("seal", 0), ("abort", 2), ("status", 0), ("abort", 1)] {
             let (message, fds) = b.wait("a message", soon()).unwrap();
             assert_eq!((message.name(), fds.len()), (name, count));
+        }
+    }
+
+    #[test]
+    fn messages_back_to_back_may_carry_more_descriptors_together_than_one_may() {
+        let (mut a, mut b) = pair();
+        let (carried, _other) = unix::pair().unwrap();
+        // The second is there before the first is read, and may be received together with its end.
+        for (length, count) in [(1, FDS_MAX), (1, 47), (100_000, FDS_MAX), (1, FDS_MAX)] {
+            a.send(&abort(&"x".repeat(length)), &vec![carried.as_fd(); count]).unwrap();
+        }
+        assert!(!a.wants_write());
+        for count in [FDS_MAX, 47, FDS_MAX, FDS_MAX] {
+            assert_eq!(b.wait("a message", soon()).unwrap().1.len(), count);
+        }
+    }
+
+    #[test]
+    fn a_line_with_more_descriptors_than_a_message_may_carry_is_refused() {
+        let (carried, _other) = unix::pair().unwrap();
+        for (first, second) in [(&b"{"[..], &b"}\n"[..]), (b"{", b"}")] {
+            let (a, b) = unix::pair().unwrap();
+            let mut b = Channel::new(b);
+            unix::send(a.as_fd(), first, &[carried.as_fd(); FDS_MAX]).unwrap();
+            unix::send(a.as_fd(), second, &[carried.as_fd()]).unwrap();
+            assert!(matches!(b.receive(), Err(Error::Protocol { .. })));
         }
     }
 
@@ -353,5 +391,39 @@ mod tests {
         assert!(matches!(b.receive(), Ok(Some(Incoming::Unknown(name))) if name == "from-the-future"));
         assert!(matches!(b.receive(), Err(Error::Protocol { .. })));
         assert!(matches!(b.receive(), Err(Error::Protocol { .. })));
+    }
+
+    #[test]
+    fn every_type_that_can_be_read_is_a_known_name() {
+        let refusal = serde_json::from_str::<Message>(r#"{"type":""}"#).unwrap_err().to_string();
+        let readable: Vec<&str> = refusal.split('`').skip(1).step_by(2).filter(|n| !n.is_empty()).collect();
+        assert!(readable.len() > 30, "{refusal}");
+        assert_eq!(readable, Message::NAMES);
+    }
+
+    #[test]
+    fn a_verdict_of_a_later_version_is_a_verdict() {
+        let read = |line: &str| match parse(line.as_bytes(), vec![]) {
+            Ok(Incoming::Message(Message::Verdict(report), _)) => report.verdict,
+            other => panic!("{line}: {other:?}"),
+        };
+        let rolled_back = read(
+            r#"{"type":"verdict","handoff":"a","outcome":"rolled-back","reason":{"kind":"eclipse","moon":1}}"#,
+        );
+        let reason = Reason::Other { kind: "eclipse".to_owned(), detail: String::new() };
+        assert_eq!(rolled_back, Verdict::RolledBack { reason });
+        assert_eq!(read(r#"{"type":"verdict","handoff":"a","outcome":"split","into":2}"#), Verdict::Unknown);
+    }
+
+    #[test]
+    fn a_known_message_with_a_bad_field_is_no_unknown_message() {
+        for line in [
+            r#"{"type":"drain","grace_ms":"unknown variant"}"#,
+            r#"{"type":"offer","tree":"from-the-future"}"#,
+            r#"{"type":"attach","process":{"pid":1,"start_ticks":1,"boot_id":"b"},"tree":"grove","build_id":""}"#,
+        ] {
+            let parsed = parse(line.as_bytes(), vec![]);
+            assert!(matches!(parsed, Err(Error::Protocol { .. })), "{line}: {parsed:?}");
+        }
     }
 }

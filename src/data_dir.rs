@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::proto::record::{self, Defect, OwnerRecord, Reading};
 use crate::sys::file::{self, Identity};
 use crate::sys::lock::{self, Fate, Holder};
+use crate::sys::poll;
 
 /// The name of the lock file, unless [`LockOptions::file_name`] says otherwise.
 pub const FILE_NAME: &str = ".handoff.lock";
@@ -71,6 +72,8 @@ impl DataDirLock {
     /// [`Error::Locked`] names every process that has it. [`Error::NetworkFileSystem`], [`Error::LockReplaced`],
     /// [`Error::Damaged`] and [`Error::NewerFormat`] leave everything as it was. [`Error::Aborted`] means that this
     /// process is a successor that came too late and must exit.
+    ///
+    /// A successor locks the data directory that was handed over to it before any other.
     pub fn acquire(dir: impl AsRef<Path>) -> Result<Self> {
         Self::options().acquire(dir)
     }
@@ -94,7 +97,7 @@ impl DataDirLock {
                 Err(Error::Locked { path, holders })
                     if Instant::now() < deadline && is_closing(&path, &holders) =>
                 {
-                    sleep_longer(&mut pause, deadline);
+                    sleep_longer(&mut pause, Some(deadline));
                 }
                 result => return result,
             }
@@ -205,9 +208,13 @@ impl DataDirLock {
     /// [`Error::Invalid`] in a forked child of the process that took it: it is not the child's to release.
     pub(crate) fn unlock(&self) -> Result<()> {
         self.check_owner("release")?;
-        // From here on nothing is written, even if the call fails.
-        self.held.store(false, Ordering::Relaxed);
-        lock::unlock(&self.file).map_err(|e| self.io("unlock", e))
+        // Before the call: nothing may be written once another process can have it.
+        let held = self.held.swap(false, Ordering::Relaxed);
+        lock::unlock(&self.file).map_err(|e| {
+            // It is as it was, and its owner goes on.
+            self.held.store(held, Ordering::Relaxed);
+            self.io("unlock", e)
+        })
     }
 
     /// Takes the lock again, without waiting; returns whether nobody else had it.
@@ -334,7 +341,7 @@ impl LockOptions {
         self
     }
 
-    /// Sets how long to wait for the lock while another process has it.
+    /// Sets how long to wait for the lock while another process has it; [`Duration::MAX`] is for as long as it takes.
     #[must_use]
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = wait;
@@ -351,13 +358,13 @@ impl LockOptions {
         if let Some(fd) = take_offered(&place)? {
             return DataDirLock::from_fd(fd, place);
         }
-        let deadline = Instant::now() + self.wait;
+        let deadline = poll::after(self.wait);
         let mut pause = FIRST_PAUSE;
         loop {
             if let Some(file) = place.lock_file_at_path()? {
                 return DataDirLock::under_lock(file, place, false);
             }
-            if Instant::now() >= deadline {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(place.locked());
             }
             sleep_longer(&mut pause, deadline);
@@ -432,7 +439,7 @@ impl DataDirLock {
         lock.check_record_locks()?;
         let reading = lock.read()?;
         lock.finish_creation(&reading)?;
-        check_generation(reading.record.as_ref())?;
+        check_generation(lock.path(), reading.record.as_ref())?;
         Ok(lock)
     }
 
@@ -506,16 +513,25 @@ const REPLACED_TRIES: u32 = 8;
 
 // What the process was started with: a lock's descriptor by inheritance, and what its incumbent told it to expect.
 static OFFERED: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
-static EXPECTED_GENERATION: Mutex<Option<u64>> = Mutex::new(None);
+static EXPECTED: Mutex<Option<Expected>> = Mutex::new(None);
+
+/// The generation that a successor's data directory must have, and whose lock file that turned out to be.
+struct Expected {
+    generation: u64,
+    path: Option<PathBuf>,
+}
 
 /// Keeps an inherited descriptor of a lock for the [`DataDirLock::acquire`] that asks for the lock's directory.
 pub(crate) fn offer_inherited(fd: OwnedFd) {
     unpoisoned(&OFFERED).push(fd);
 }
 
-/// Sets the generation that every later [`DataDirLock::acquire`] of this process must find, or that any will do.
+/// Sets the generation that the next [`DataDirLock::acquire`] of this process must find, or that any will do.
+///
+/// The directory in which it is found is the one that was handed over: from then on others may have any generation. So a
+/// successor locks its handed-over data directory first.
 pub(crate) fn expect_generation(generation: Option<u64>) {
-    *unpoisoned(&EXPECTED_GENERATION) = generation;
+    *unpoisoned(&EXPECTED) = generation.map(|generation| Expected { generation, path: None });
 }
 
 fn take_offered(place: &Place) -> Result<Option<OwnedFd>> {
@@ -528,10 +544,15 @@ fn take_offered(place: &Place) -> Result<Option<OwnedFd>> {
     Ok(offered.iter().position(is_wanted).map(|i| offered.swap_remove(i)))
 }
 
-fn check_generation(record: Option<&OwnerRecord>) -> Result<()> {
-    let Some(expected) = *unpoisoned(&EXPECTED_GENERATION) else { return Ok(()) };
+fn check_generation(path: &Path, record: Option<&OwnerRecord>) -> Result<()> {
+    let mut expectation = unpoisoned(&EXPECTED);
+    let Some(Expected { generation: expected, path: bound }) = expectation.as_mut() else { return Ok(()) };
+    if bound.as_deref().is_some_and(|bound| bound != path) {
+        return Ok(());
+    }
     let found = record.map_or(0, |record| record.generation);
-    if found == expected {
+    if found == *expected {
+        *bound = Some(path.to_owned());
         return Ok(());
     }
     if record.is_none() {
@@ -574,8 +595,9 @@ fn defect_of(path: &Path, defect: Defect) -> Error {
     }
 }
 
-fn sleep_longer(pause: &mut Duration, deadline: Instant) {
-    thread::sleep((*pause).min(deadline.saturating_duration_since(Instant::now())));
+fn sleep_longer(pause: &mut Duration, deadline: Option<Instant>) {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    thread::sleep(left.map_or(*pause, |left| left.min(*pause)));
     *pause = (*pause * 2).min(LONGEST_PAUSE);
 }
 

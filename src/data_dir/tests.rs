@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::process::Command;
 use std::sync::mpsc;
 
@@ -98,7 +98,7 @@ fn a_wait_ends_when_the_lock_is_released() {
     thread::scope(|scope| {
         let waiter = scope.spawn(|| {
             started.send(()).unwrap();
-            DataDirLock::options().wait(Duration::from_secs(60)).acquire(&dir)
+            DataDirLock::options().wait(Duration::MAX).acquire(&dir)
         });
         waiting.recv().unwrap();
         drop(lock);
@@ -164,6 +164,21 @@ fn nothing_is_written_without_the_lock() {
     assert_eq!(DataDirLock::read_record(&dir).unwrap().record, Some(record(1)));
     assert!(lock.relock().unwrap());
     lock.write_record(&record(2), false).unwrap();
+}
+
+#[test]
+fn a_lock_that_could_not_be_released_is_still_held() {
+    // A descriptor that only names the file (open(2)), which flock(2) refuses.
+    const O_PATH: i32 = 0o10_000_000;
+    let dir = tempdir().unwrap();
+    let mut lock = DataDirLock::acquire(&dir).unwrap();
+    let named = fs::OpenOptions::new().read(true).custom_flags(O_PATH).open(lock.path()).unwrap();
+    let file = std::mem::replace(&mut lock.file, named);
+    assert!(lock.unlock().is_err());
+    lock.file = file;
+    lock.write_record(&record(1), false).unwrap();
+    lock.unlock().unwrap();
+    assert!(matches!(lock.write_record(&record(2), false), Err(Error::Invalid { .. })));
 }
 
 #[test]
@@ -336,7 +351,10 @@ fn a_successor_that_finds_another_generation_came_too_late() {
     assert_eq!(reason, "came too late: the data went on to generation 7, expected 0");
     assert_eq!(DataDirLock::who(&dir).unwrap(), [], "it let go of the lock");
     expect_generation(Some(7));
-    DataDirLock::acquire(&dir).unwrap();
+    DataDirLock::acquire(&dir).unwrap().write_record(&record(8), true).unwrap();
+    assert!(matches!(DataDirLock::acquire(&dir), Err(Error::Aborted { .. })));
+    DataDirLock::acquire(tempdir().unwrap()).expect("it is not what was handed over");
+    assert!(matches!(DataDirLock::acquire(&dir), Err(Error::Aborted { .. })));
     expect_generation(None);
     DataDirLock::acquire(&dir).unwrap();
 }

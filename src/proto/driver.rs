@@ -278,6 +278,9 @@ impl Machine {
             (P::Orphaned, Verdict::NothingServing { .. }) => Ignore,
             (_, Verdict::NothingServing { detail }) => self.end(Outcome::NothingServing(detail.clone())),
             (_, Verdict::Superseded) => inquire(Reason::SuccessorLost),
+            (_, Verdict::Unknown) => inquire(Reason::Protocol {
+                detail: "the handoff ended in a way that this driver has no word for".to_owned(),
+            }),
         }
     }
 

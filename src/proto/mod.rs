@@ -129,11 +129,20 @@ pub enum Reason {
         /// What failed.
         detail: String,
     },
+    /// A reason of a later version, or one whose fields are others there: a peer that is newer is still understood.
+    #[serde(untagged)]
+    Other {
+        /// Its word.
+        kind: String,
+        /// What it says for people, where it says anything.
+        #[serde(default)]
+        detail: String,
+    },
 }
 
 impl Reason {
     /// Returns the word for scripts: the `kind` of the JSON form.
-    pub fn kind(&self) -> &'static str {
+    pub fn kind(&self) -> &str {
         match self {
             Self::Deadline => "deadline",
             Self::NotWarm => "not-warm",
@@ -155,6 +164,7 @@ impl Reason {
             Self::TooLate { .. } => "too-late",
             Self::LockHeld => "lock-held",
             Self::Failed { .. } => "failed",
+            Self::Other { kind, .. } => kind,
         }
     }
 }
@@ -195,6 +205,8 @@ impl fmt::Display for Reason {
             }
             Self::LockHeld => f.write_str("the lock was held by another process"),
             Self::Failed { detail } => f.write_str(detail),
+            Self::Other { kind, detail } if detail.is_empty() => f.write_str(kind),
+            Self::Other { kind, detail } => write!(f, "{kind}: {detail}"),
         }
     }
 }
@@ -231,11 +243,16 @@ pub enum Verdict {
         /// Why the handoff was undone, and why that failed.
         detail: String,
     },
+    /// It has ended, in a way that only a later version has a word for: who serves must be asked.
+    #[serde(other)]
+    Unknown,
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Versions;
+    #![allow(clippy::unwrap_used)]
+
+    use super::{Reason, Verdict, Versions};
 
     #[test]
     fn the_highest_common_version_is_used() {
@@ -244,5 +261,35 @@ mod tests {
         assert_eq!(range(2, 2).common(range(1, 2)), Some(2));
         assert_eq!(range(1, 1).common(range(2, 9)), None);
         assert_eq!(range(4, 9).common(range(1, 3)), None);
+    }
+
+    #[test]
+    fn a_reason_of_a_later_version_keeps_its_word_and_is_passed_on_unchanged() {
+        let text = r#"{"kind":"disk-full","detail":"2 MiB left"}"#;
+        let reason: Reason = serde_json::from_str(text).unwrap();
+        assert_eq!((reason.kind(), reason.to_string().as_str()), ("disk-full", "disk-full: 2 MiB left"));
+        assert_eq!(serde_json::to_string(&reason).unwrap(), text);
+
+        let bare: Reason = serde_json::from_str(r#"{"kind":"eclipse","moon":1}"#).unwrap();
+        assert_eq!((bare.kind(), bare.to_string().as_str()), ("eclipse", "eclipse"));
+    }
+
+    #[test]
+    fn a_reason_that_is_known_is_not_taken_for_another() {
+        for reason in [
+            Reason::Deadline,
+            Reason::Failed { detail: "x".to_owned() },
+            Reason::TooLate { expected: 1, found: 2 },
+        ] {
+            let text = serde_json::to_string(&reason).unwrap();
+            assert_eq!(serde_json::from_str::<Reason>(&text).unwrap(), reason, "{text}");
+        }
+        assert!(serde_json::from_str::<Reason>(r#"{"detail":"without a kind"}"#).is_err());
+    }
+
+    #[test]
+    fn an_outcome_of_a_later_version_is_an_unknown_verdict() {
+        let verdict: Verdict = serde_json::from_str(r#"{"outcome":"split","shards":[1]}"#).unwrap();
+        assert_eq!(verdict, Verdict::Unknown);
     }
 }

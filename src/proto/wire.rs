@@ -340,6 +340,44 @@ pub struct ListenerStatus {
 }
 
 impl Message {
+    /// Every word in a `type` field that this version knows.
+    pub const NAMES: &[&str] = &[
+        "hello",
+        "status",
+        "listeners",
+        "stdio",
+        "watch",
+        "commit",
+        "abort",
+        "prepare",
+        "drain",
+        "seal",
+        "attach",
+        "ready",
+        "serving",
+        "done",
+        "stepped-down",
+        "status-report",
+        "listener-list",
+        "stdio-copies",
+        "prepared",
+        "busy",
+        "accepted",
+        "refused",
+        "drained",
+        "sealed",
+        "granted",
+        "finalize",
+        "step-down",
+        "aborted",
+        "verdict",
+        "offer",
+        "waiting",
+        "begin",
+        "dismissed",
+        "failed",
+    ];
+
     /// Returns the word in its `type` field.
     pub fn name(&self) -> &'static str {
         match self {

@@ -4,15 +4,22 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::process::{PidFd, Signal, Stat, is_no_process};
 pub use crate::proto::party::Tree;
 
+/// How cgroup.procs shows a process of a pid namespace that is not below ours (cgroups(7)).
+const UNNAMED: u32 = 0;
+
+/// Between two looks at processes whose end cannot be waited for.
+const PAUSE: Duration = Duration::from_millis(2);
+
 /// What a kill left behind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Killed {
-    /// Processes that still live: they may not be signalled, or are stuck in the kernel or in a frozen control group.
+    /// Processes that still live: they may not be signalled, or are stuck in the kernel or in a frozen control group. A
+    /// zero stands for those of a control group that are in another pid namespace, and have no pid here.
     pub left: Vec<u32>,
 }
 
@@ -83,9 +90,10 @@ impl<'a> Members<'a> {
     }
 
     fn kill(&self, deadline: Instant) -> io::Result<Vec<u32>> {
-        if let Self::Cgroup(path) = self {
-            kill_cgroup_at_once(path)?;
-        }
+        let at_once = match self {
+            Self::Cgroup(path) => kill_cgroup_at_once(path)?,
+            Self::Session(_) => false,
+        };
         loop {
             let opened = open_all(self.list()?)?;
             // Listed again with the pidfds open: whoever is in both lists is a member, and the pidfd is his.
@@ -94,9 +102,14 @@ impl<'a> Members<'a> {
             if opened.is_empty() && members.is_empty() {
                 return Ok(Vec::new());
             }
-            let (dying, refused) = kill_all(opened.iter().filter(|(pid, _)| members.contains(pid)));
+            let (dying, mut refused) = kill_all(opened.iter().filter(|(pid, _)| members.contains(pid)));
+            // The kernel's own kill reaches the unnamed too, and nothing else does.
+            refused.extend(members.get(&UNNAMED).filter(|_| !at_once));
             if dying.is_empty() && !refused.is_empty() {
                 return Ok(refused);
+            }
+            if dying.is_empty() {
+                std::thread::sleep(PAUSE.min(deadline.saturating_duration_since(Instant::now())));
             }
             for pidfd in dying {
                 pidfd.wait_dead(deadline)?;
@@ -176,11 +189,11 @@ fn in_cgroup(path: &Path) -> io::Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// A zero is a process of another pid namespace, which cannot be named from here.
 fn living(listed: &str) -> io::Result<Vec<u32>> {
     let mut pids = Vec::new();
-    for pid in listed.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid != 0) {
-        if is_living(pid)? {
+    for pid in listed.lines().filter_map(|line| line.parse().ok()) {
+        // Whether one without a name has ended cannot be seen: it is not taken to be dead.
+        if pid == UNNAMED || is_living(pid)? {
             pids.push(pid);
         }
     }
@@ -192,20 +205,20 @@ fn is_removed(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ENODEV)
 }
 
-/// Version 2 kills a whole group in one go, with whatever is forking in it (Linux 5.14). Elsewhere there is no such file.
-fn kill_cgroup_at_once(path: &Path) -> io::Result<()> {
-    match fs::OpenOptions::new().write(true).open(path.join("cgroup.kill")) {
-        Ok(mut file) => {
-            io::Write::write_all(&mut file, b"1").or_else(|e| if is_removed(&e) { Ok(()) } else { Err(e) })
-        }
-        Err(e) if is_removed(&e) => Ok(()),
+/// Version 2 kills a whole group in one go, with whatever is forking in it (Linux 5.14). Elsewhere there is no such file,
+/// and the answer is `false`.
+fn kill_cgroup_at_once(path: &Path) -> io::Result<bool> {
+    let opened = fs::OpenOptions::new().write(true).open(path.join("cgroup.kill"));
+    match opened.and_then(|mut file| io::Write::write_all(&mut file, b"1")) {
+        Ok(()) => Ok(true),
+        Err(e) if is_removed(&e) => Ok(false),
         Err(e) => Err(e),
     }
 }
 
 fn open_all(pids: Vec<u32>) -> io::Result<Vec<(u32, PidFd)>> {
     let mut opened = Vec::with_capacity(pids.len());
-    for pid in pids {
+    for pid in pids.into_iter().filter(|&pid| pid != UNNAMED) {
         match PidFd::open(pid) {
             Ok(pidfd) => opened.push((pid, pidfd)),
             Err(e) if is_no_process(&e) => {}
@@ -235,7 +248,6 @@ mod tests {
     use std::io::{BufRead, BufReader};
     use std::os::unix::process::CommandExt;
     use std::process::{Child, Command, Stdio};
-    use std::time::Duration;
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(20)
@@ -421,6 +433,20 @@ mod tests {
         fs::write(dir.path().join("cgroup.procs"), "").unwrap();
         fs::write(dir.path().join("below/cgroup.procs"), format!("0\n{}\n", std::process::id())).unwrap();
         assert_refused(None, &Tree::Cgroup { path: dir.path().into() });
+    }
+
+    #[test]
+    fn a_member_of_another_pid_namespace_is_not_taken_to_be_dead() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("cgroup.procs"), "0\n").unwrap();
+        let tree = Tree::Cgroup { path: dir.path().into() };
+        assert_eq!(kill(None, &tree, soon()).unwrap().left, [UNNAMED], "nothing here can kill it");
+
+        // With the kernel's own kill it dies, but when it has is only seen in the list.
+        fs::write(dir.path().join("cgroup.kill"), "").unwrap();
+        let shortly = Instant::now() + Duration::from_millis(20);
+        assert_eq!(kill(None, &tree, shortly).unwrap().left, [UNNAMED]);
+        assert_eq!(fs::read(dir.path().join("cgroup.kill")).unwrap(), b"1");
     }
 
     #[test]

@@ -387,6 +387,7 @@ pub fn word(verdict: &Verdict) -> Word {
         Verdict::RolledBack { .. } => Word::RolledBack,
         Verdict::Superseded => Word::Superseded,
         Verdict::NothingServing { .. } => Word::NothingServing,
+        Verdict::Unknown => unreachable!("this version announces no outcome that it does not know"),
     }
 }
 

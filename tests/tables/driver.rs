@@ -52,6 +52,7 @@ fn inputs() -> Vec<(&'static str, Input)> {
         ("verdict: rolled back", Input::Verdict(Verdict::RolledBack { reason: why() })),
         ("verdict: superseded", Input::Verdict(Verdict::Superseded)),
         ("verdict: nothing serving", Input::Verdict(Verdict::NothingServing { detail: detail() })),
+        ("verdict: unknown", Input::Verdict(Verdict::Unknown)),
         ("watch lost", Input::WatchLost),
         ("spawn failed", Input::SpawnFailed(detail())),
         ("waiting", Input::Waiting),

@@ -24,7 +24,7 @@ pub struct Summary {
     handoff: Option<String>,
     reason: Option<String>,
     /// The reason in a word, where it was rolled back.
-    reason_kind: Option<&'static str>,
+    reason_kind: Option<String>,
     /// The phase that it was in when it was undone.
     phase: Option<String>,
     binary: Option<PathBuf>,
@@ -52,7 +52,7 @@ impl Summary {
             handoff: Some(ended.handoff_id.clone()),
             reason: ended.abort_reason.as_ref().map(|reason| out::one_line(&reason.to_string())),
             reason_kind: match &ended.outcome {
-                Outcome::RolledBack(reason) => Some(reason.kind()),
+                Outcome::RolledBack(reason) => Some(reason.kind().to_owned()),
                 _ => None,
             },
             phase: undone_in(&measured.phases).filter(|_| !ended.committed),
