@@ -27,6 +27,8 @@ use crate::sys::{clock, queue, tree, unix};
 const ANSWER: Duration = Duration::from_secs(5);
 /// For how many margins the parties are asked in the end, before nobody knows.
 const INQUIRY: u32 = 5;
+/// For how many times its own wait an incumbent that answers, but does not decide, is left alone.
+const PATIENCE: u32 = 10;
 /// How long a successor that was told to go may take, and then how long it may take to die.
 const DISMISSAL: Duration = Duration::from_secs(1);
 /// How long the incumbent's account of a handoff that has ended is waited for.
@@ -55,6 +57,8 @@ pub(crate) struct Drive<'a> {
     prepared: Option<(Prepared, PidFd)>,
     sealed: Option<crate::drainable::SealReport>,
     timers: Vec<(Timer, Instant)>,
+    /// What the silence of those that are left has come to.
+    silence: Silence,
     /// When the incumbent's clock for the grant ends.
     deadline: Instant,
     began: Instant,
@@ -74,6 +78,16 @@ pub(crate) struct Drive<'a> {
     cancelled: bool,
     /// Whether the successor has said that it waits.
     warm: bool,
+}
+
+/// How often the end of a silence was put off.
+struct Silence {
+    /// Until when whoever answers is taken to live.
+    until: Instant,
+    /// Whether the incumbent was asked for a sign of life, and has not given it.
+    asked: bool,
+    /// Whether this process was late already.
+    excused: bool,
 }
 
 /// The process that was started.
@@ -117,6 +131,7 @@ impl<'a> Drive<'a> {
             prepared: None,
             sealed: None,
             timers: vec![],
+            silence: Silence { until: now, asked: false, excused: false },
             deadline: now,
             began: now,
             bake_until: None,
@@ -308,12 +323,46 @@ impl<'a> Drive<'a> {
         let now = Instant::now();
         let Some(at) = self.timers.iter().position(|(_, at)| *at <= now) else { return };
         let (timer, due) = self.timers.remove(at);
-        if timer == Timer::Silence && now.duration_since(due) > self.spec.margin / 2 {
+        if timer != Timer::Silence {
+            return self.inputs.push_back(Input::Expired(timer));
+        }
+        let late = now.duration_since(due) > self.spec.margin / 2;
+        if late && !std::mem::replace(&mut self.silence.excused, true) {
             // This process was stopped, and perhaps the whole machine: nobody had the time to answer.
-            self.timers.push((timer, now + self.spec.margin));
+            self.push_timer(timer, self.spec.margin);
+        } else if self.asks_for_sign_of_life() {
+            self.push_timer(timer, self.spec.margin.min(ANSWER));
         } else {
             self.inputs.push_back(Input::Expired(timer));
         }
+    }
+
+    /// An incumbent without a verdict is not a silent one: it may be going back, and its hook may take long. It is asked once
+    /// before it is killed; one that hangs, or was stopped, does not answer.
+    fn asks_for_sign_of_life(&mut self) -> bool {
+        let is_at_stake = matches!(self.machine.phase, Phase::Sealing | Phase::Deciding | Phase::Baking);
+        if !is_at_stake || self.silence.asked || Instant::now() >= self.silence.until {
+            return false;
+        }
+        let Some(watch) = &mut self.watch else { return false };
+        self.silence.asked = watch.send(&Message::Status {}, &[]).is_ok();
+        self.silence.asked
+    }
+
+    /// Puts the end of the silence off, where the incumbent was asked for this.
+    fn sign_of_life(&mut self, phase: &str) {
+        // There its own wait has ended as well, and what it still waits for is a hook that hangs.
+        let hangs = matches!(phase, "sealing" | "undoing");
+        if self.silence.asked && !hangs {
+            self.silence.asked = false;
+            self.silence.excused = false;
+            self.push_timer(Timer::Silence, self.spec.margin);
+        }
+    }
+
+    fn push_timer(&mut self, timer: Timer, length: Duration) {
+        self.timers.retain(|(other, _)| *other != timer);
+        self.timers.push((timer, poll::after(length).unwrap_or_else(far_away)));
     }
 
     fn attend(&mut self, source: Source) {
@@ -447,6 +496,7 @@ impl<'a> Drive<'a> {
                 Ok(Some(Incoming::Message(Message::StatusReport(status), _))) => {
                     self.open_conns = Some(status.state.open_conns);
                     self.asked_status = false;
+                    self.sign_of_life(&status.phase);
                 }
                 Ok(Some(_)) => {}
                 Err(_) => {
@@ -623,8 +673,11 @@ impl<'a> Drive<'a> {
             // It was lost when the incumbent still decided, and that was the incumbent's to see.
             self.inputs.push_back(Input::SuccessorLost);
         }
-        self.timers.retain(|(other, _)| *other != timer);
-        self.timers.push((timer, poll::after(length).unwrap_or_else(far_away)));
+        if timer == Timer::Silence {
+            let until = poll::after(length.saturating_mul(PATIENCE)).unwrap_or_else(far_away);
+            self.silence = Silence { until, asked: false, excused: false };
+        }
+        self.push_timer(timer, length);
     }
 
     /// How long those that are left can be silent in this phase.
