@@ -17,6 +17,7 @@ use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Ser
 use crate::proto::{Reason, Terms, Verdict};
 use crate::recover::{self, Parties};
 use crate::role::{check_hello, own_hello, pidfd};
+use crate::session::MARGIN_MIN;
 use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, Output, SpawnSpec, Wish, new_id};
 use crate::sys::poll::{self, Want};
 use crate::sys::process::{PidFd, Signal};
@@ -105,13 +106,14 @@ struct Successor {
 impl<'a> Drive<'a> {
     pub(crate) fn new(
         control: &'a Path,
-        spec: SpawnSpec,
+        mut spec: SpawnSpec,
         listeners: Vec<(String, OwnedFd)>,
         journal: Option<Journal>,
         observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
     ) -> Result<Self> {
         // Opened before anything is asked of the incumbent, and executed by this descriptor.
         let program = Program::open(&spec.binary)?;
+        spec.margin = spec.margin.max(MARGIN_MIN);
         let now = Instant::now();
         let (machine, _) = Machine::start();
         Ok(Self {
