@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use crate::control::Control;
 use crate::data_dir::{self, DataDirLock};
-use crate::error::Result;
+use crate::error;
 use crate::journal::{self, Actor, Event, HandoffSummary, Journal};
 use crate::proto::driver::{Outcome, Refusal};
 use crate::proto::party::ProcessId;
 use crate::proto::record::{OwnerRecord, Standing, boot_program};
 use crate::proto::recovery::{Answer, Conclusion, Facts, Who, conclude};
 use crate::proto::wire::Status;
+use crate::sys::poll;
 
 /// How long one daemon may take to answer.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -42,23 +43,36 @@ pub(crate) struct Parties {
 }
 
 /// Finds out how the handoff that was left open in the journal ended, and records it.
-pub(crate) fn recover(journal: &Path, control: &Path) -> Result<Option<Recovered>> {
+pub(crate) fn recover(journal: &Path, control: &Path) -> error::Result<Option<Recovered>> {
+    recover_within(journal, control, INQUIRY)
+}
+
+fn recover_within(journal: &Path, control: &Path, patience: Duration) -> error::Result<Option<Recovered>> {
     let mut journal = Journal::open(journal)?;
     let Some(open) = journal::unfinished(&journal.contents()?.records) else { return Ok(None) };
     let parties = Parties::of(&open.handoff);
-    let outcome = inquire(control, &parties, INQUIRY);
     let handoff_id = open.handoff.id;
-    let conclusion = reason_of(&outcome).unwrap_or_else(|| "committed".to_owned());
-    let ended = match &outcome {
-        Outcome::Committed => parties.record().map(|record| committed(&record)),
-        Outcome::RolledBack(reason) => Some(Event::RolledBack { reason: reason.to_string() }),
-        Outcome::Refused(_) | Outcome::NothingServing(_) | Outcome::Undecided(_) => None,
+    let (outcome, events) = match inquire_for(control, &parties, patience) {
+        Ok(outcome) => (outcome.clone(), found(&parties, &outcome)),
+        // It stays open, for the next one to ask again.
+        Err(detail) => (Outcome::Undecided(detail.clone()), vec![Event::Undecided { detail }]),
     };
-    for event in ended.into_iter().chain([Event::Recovered { conclusion }]) {
+    for event in events {
         journal.append(&handoff_id, Actor::Driver, event)?;
     }
     journal.sync()?;
     Ok(Some(Recovered { handoff_id, outcome }))
+}
+
+/// What a recovery writes down of an answer that is final.
+fn found(parties: &Parties, outcome: &Outcome) -> Vec<Event> {
+    let conclusion = reason_of(outcome).unwrap_or_else(|| "committed".to_owned());
+    let ended = match outcome {
+        Outcome::Committed => parties.record().map(|record| committed(&record)),
+        Outcome::RolledBack(reason) => Some(Event::RolledBack { reason: reason.to_string() }),
+        Outcome::Refused(_) | Outcome::NothingServing(_) | Outcome::Undecided(_) => None,
+    };
+    ended.into_iter().chain([Event::Recovered { conclusion }]).collect()
 }
 
 fn committed(record: &OwnerRecord) -> Event {
@@ -73,15 +87,22 @@ fn committed(record: &OwnerRecord) -> Event {
 
 /// Asks until an answer is final, or for so long that nobody knows.
 pub(crate) fn inquire(control: &Path, parties: &Parties, patience: Duration) -> Outcome {
-    let until = Instant::now() + patience;
+    inquire_for(control, parties, patience).unwrap_or_else(Outcome::Undecided)
+}
+
+/// The same; what is still going on when its time is up is the error.
+fn inquire_for(control: &Path, parties: &Parties, patience: Duration) -> Result<Outcome, String> {
+    let until = poll::after(patience);
     loop {
         let facts = parties.facts(control);
         match conclude(&facts) {
-            Conclusion::Ended(outcome) => return outcome,
-            Conclusion::GoingOn if Instant::now() < until => std::thread::sleep(PAUSE),
-            Conclusion::GoingOn => return Outcome::Undecided(going_on(&facts).to_owned()),
+            Conclusion::Ended(outcome) => return Ok(outcome),
+            Conclusion::GoingOn if until.is_none_or(|until| Instant::now() < until) => {
+                std::thread::sleep(PAUSE);
+            }
+            Conclusion::GoingOn => return Err(going_on(&facts).to_owned()),
             Conclusion::StartFrom(_) | Conclusion::StartAnything => {
-                return Outcome::NothingServing(parties.what_to_start());
+                return Ok(Outcome::NothingServing(parties.what_to_start()));
             }
         }
     }
@@ -171,5 +192,40 @@ impl Parties {
             .chain(program.args.iter().cloned())
             .collect();
         format!("nobody serves; start {standing}: {}", command.join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn begun(data_dir: &Path) -> Event {
+        Event::Begun {
+            binary: Some("/bin/kvd-v2".into()),
+            args: vec![],
+            build_id: None,
+            control: "/run/kv/control".into(),
+            data_dir: Some(data_dir.to_owned()),
+            generation: Some(1),
+            incumbent: None,
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_decided_yet_is_asked_again_by_the_next_recovery() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, control) = (dir.path().join("journal"), dir.path().join("control"));
+        let mut journal = Journal::open(&path).unwrap();
+        journal.append("h1", Actor::Driver, begun(dir.path())).unwrap();
+        drop(journal);
+        // Somebody holds it and does not answer.
+        let lock = DataDirLock::acquire(dir.path()).unwrap();
+        let recovered = recover_within(&path, &control, Duration::ZERO).unwrap().unwrap();
+        assert!(matches!(recovered.outcome, Outcome::Undecided(_)), "{recovered:?}");
+        drop(lock);
+        let recovered = recover_within(&path, &control, Duration::ZERO).unwrap().unwrap();
+        assert!(matches!(recovered.outcome, Outcome::NothingServing(_)), "{recovered:?}");
+        assert_eq!(recover_within(&path, &control, Duration::ZERO).unwrap(), None, "that was final");
     }
 }
