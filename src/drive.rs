@@ -15,7 +15,7 @@ use crate::proto::driver::{Action, Input, Machine, Outcome, Phase, Refusal, Time
 use crate::proto::party::{ProcessId, Tree};
 use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Served};
 use crate::proto::{Reason, Terms, Verdict};
-use crate::recover::{self, Parties};
+use crate::recover::{self, Parties, SuccessorsProgram};
 use crate::role::{check_hello, own_hello, pidfd};
 use crate::session::MARGIN_MIN;
 use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, Output, SpawnSpec, Wish, new_id};
@@ -826,6 +826,10 @@ impl<'a> Drive<'a> {
             incumbent: Some(prepared.incumbent.clone()),
             successor: process.map(|(process, _)| process.clone()),
             generation: Some(prepared.generation),
+            program: SuccessorsProgram {
+                binary: Some(self.program.path().to_owned()),
+                build_id: self.program.build_id().ok(),
+            },
             superseded: self.superseded,
         }
     }

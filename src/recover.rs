@@ -38,8 +38,34 @@ pub(crate) struct Parties {
     pub successor: Option<ProcessId>,
     /// What the handoff began with.
     pub generation: Option<u64>,
+    /// What the successor was to be started from.
+    pub program: SuccessorsProgram,
     /// Whether the incumbent said that it becomes the successor's program, as the same process.
     pub superseded: bool,
+}
+
+/// A program, as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SuccessorsProgram {
+    pub binary: Option<PathBuf>,
+    pub build_id: Option<String>,
+}
+
+impl SuccessorsProgram {
+    /// Where nothing is known, any daemon may run it. A daemon may say another build id than the one that its linker left.
+    fn is_run_by(&self, status: &Status) -> bool {
+        let is_binary = |path: &PathBuf| {
+            let running = Path::new(&status.binary);
+            // The kernel names what the links lead to.
+            path == running || path.canonicalize().is_ok_and(|path| path == running)
+        };
+        let same_binary = self.binary.as_ref().map(is_binary);
+        let same_build = self.build_id.as_ref().map(|id| !id.is_empty() && *id == status.build_id);
+        match (same_binary, same_build) {
+            (None, None) => true,
+            (same_binary, same_build) => same_binary == Some(true) || same_build == Some(true),
+        }
+    }
 }
 
 /// Finds out how the handoff that was left open in the journal ended, and records it.
@@ -133,7 +159,8 @@ pub(crate) fn reason_of(outcome: &Outcome) -> Option<String> {
 
 impl Parties {
     fn of(handoff: &HandoffSummary) -> Self {
-        let Some(Event::Begun { data_dir, generation, incumbent, .. }) = &handoff.begun else {
+        let Some(Event::Begun { binary, build_id, data_dir, generation, incumbent, .. }) = &handoff.begun
+        else {
             return Self::default();
         };
         Self {
@@ -141,6 +168,7 @@ impl Parties {
             incumbent: incumbent.clone(),
             successor: None,
             generation: *generation,
+            program: SuccessorsProgram { binary: binary.clone(), build_id: build_id.clone() },
             superseded: false,
         }
     }
@@ -158,13 +186,17 @@ impl Parties {
     }
 
     /// The incumbent keeps its process, whatever generation it serves as after a rollback. Where nobody knows the
-    /// successor's process, its first generation tells: the next one.
+    /// successor's process, its program and its first generation tell: the next one. The generation alone is also that of an old
+    /// daemon that was started again.
     fn who(&self, status: &Status) -> Who {
         if self.superseded {
             // The data is the successor's: whoever answers now, started from it.
             return Who::Successor;
         }
-        let is_next = || self.generation.is_some_and(|generation| status.generation == generation + 1);
+        let is_next = || {
+            let next = self.generation.and_then(|generation| generation.checked_add(1));
+            next == Some(status.generation) && self.program.is_run_by(status)
+        };
         if self.incumbent.as_ref() == Some(&status.process) {
             Who::Incumbent
         } else if self.successor.as_ref().map_or_else(is_next, |process| *process == status.process) {
@@ -210,6 +242,35 @@ mod tests {
             generation: Some(1),
             incumbent: None,
         }
+    }
+
+    fn status_of(binary: &str, build_id: &str) -> Status {
+        Status {
+            role: "incumbent".into(),
+            phase: "serving".into(),
+            process: ProcessId { pid: 7, start_ticks: 7, boot_id: "b".into() },
+            build_id: build_id.into(),
+            binary: binary.into(),
+            generation: 2,
+            data_dir: "/data".into(),
+            lock_file: data_dir::FILE_NAME.into(),
+            handoff: None,
+            state: crate::drainable::StateSnapshot::default(),
+            listeners: vec![],
+            locked: true,
+            uptime_ms: 1,
+        }
+    }
+
+    #[test]
+    fn an_old_daemon_that_was_started_again_is_not_taken_for_the_successor() {
+        let program = SuccessorsProgram { binary: Some("/bin/kvd-v2".into()), build_id: Some("v2".into()) };
+        let parties = Parties { generation: Some(1), program, ..Parties::default() };
+        assert_eq!(parties.who(&status_of("/bin/kvd-v1", "v1")), Who::Other);
+        assert_eq!(parties.who(&status_of("/bin/kvd-v2", "its own")), Who::Successor);
+        assert_eq!(parties.who(&status_of("/moved", "v2")), Who::Successor);
+        let unknown = Parties { generation: Some(1), ..Parties::default() };
+        assert_eq!(unknown.who(&status_of("/bin/kvd-v1", "v1")), Who::Successor);
     }
 
     #[test]
