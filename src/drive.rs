@@ -1,6 +1,7 @@
 //! The driver's shell: runs the driver's machine against the control path and a successor that it starts.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::Child;
@@ -155,9 +156,14 @@ impl<'a> Drive<'a> {
         match self.run_to_end() {
             Ok(()) => self.finish(),
             Err(e) => {
-                // Closing the lease undoes the handoff; the successor is this driver's to end.
+                // Closing the lease undoes the handoff, and the successor is this driver's to end. One that may serve by now
+                // is not: its incumbent decides, or is dead.
                 self.lease = None;
-                self.successor.take().map(|successor| successor.end(false));
+                let may_serve = matches!(
+                    self.machine.phase,
+                    Phase::Deciding | Phase::Baking | Phase::Orphaned | Phase::Inquiring
+                );
+                self.successor.take().map(|successor| successor.end(may_serve));
                 Err(e)
             }
         }
@@ -199,14 +205,14 @@ impl<'a> Drive<'a> {
 
     fn try_connect(&mut self, deadline: Instant) -> Result<bool> {
         let mut watch = Control::connect(self.control, "handoff driver", deadline)?;
-        watch.watch(deadline)?;
+        watch.watch(deadline).map_err(gone)?;
         if self.listeners.is_empty() {
-            self.listeners = watch.listeners(deadline)?;
+            self.listeners = watch.listeners(deadline).map_err(gone)?;
         }
         let lease = Control::connect(self.control, "handoff driver", deadline)?;
         let is_same = lease.hello().process == watch.hello().process;
         if self.spec.output == Output::Incumbents {
-            self.stdio = fetch_stdio(&mut watch, deadline)?;
+            self.stdio = fetch_stdio(&mut watch, deadline).map_err(gone)?;
         }
         self.watch = Some(watch.into_channel());
         self.lease = Some(lease.into_channel());
@@ -742,8 +748,14 @@ impl<'a> Drive<'a> {
             (spawn.stdout, spawn.stderr) = (Some(stdout.as_fd()), Some(stderr.as_fd()));
         }
         let child = spawn.spawn()?;
-        let leader = PidFd::open(child.id())
-            .map_err(|e| Error::io(format!("open a pidfd of pid {}", child.id()), e))?;
+        let leader = match PidFd::open(child.id()) {
+            Ok(leader) => leader,
+            Err(e) => {
+                let what = format!("open a pidfd of pid {}", child.id());
+                put_down(child);
+                return Err(Error::io(what, e));
+            }
+        };
         let tree = match &self.spec.cgroup {
             Some(path) => Tree::Cgroup { path: path.clone() },
             None => Tree::Session { sid: child.id() },
@@ -756,8 +768,14 @@ impl<'a> Drive<'a> {
             process: None,
             build_id: String::new(),
         };
-        self.offer(&mut successor)?;
-        Ok(successor)
+        match self.offer(&mut successor) {
+            Ok(()) => Ok(successor),
+            Err(e) => {
+                successor.kill();
+                put_down(successor.child);
+                Err(e)
+            }
+        }
     }
 
     fn offer(&self, successor: &mut Successor) -> Result<()> {
@@ -986,6 +1004,16 @@ impl Successor {
     }
 }
 
+/// Kills and reaps a process that nobody knows of yet.
+fn put_down(mut child: Child) {
+    // It fails only where it has ended and was reaped.
+    let _ = child.kill();
+    let until = Instant::now() + DISMISSAL;
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
+        std::thread::sleep(TICK_GAP);
+    }
+}
+
 fn fetch_stdio(incumbent: &mut Control, deadline: Instant) -> Result<Option<[OwnedFd; 2]>> {
     match incumbent.stdio(deadline) {
         Ok(stdio) => Ok(Some(stdio)),
@@ -997,6 +1025,18 @@ fn fetch_stdio(incumbent: &mut Control, deadline: Instant) -> Result<Option<[Own
             Ok(None)
         }
         Err(e) => Err(e),
+    }
+}
+
+/// EPIPE and the like from a daemon that said hello: it has just handed over, and whoever follows will answer.
+fn gone(e: Error) -> Error {
+    match e {
+        Error::Io { source, .. }
+            if matches!(source.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) =>
+        {
+            Error::PeerLost { waiting_for: "an answer".to_owned() }
+        }
+        e => e,
     }
 }
 
