@@ -864,7 +864,9 @@ impl<'a> Drive<'a> {
         let why = self.why(&outcome);
         self.note_end(&outcome, why.clone());
         let committed = outcome == Outcome::Committed;
-        let child = self.successor.take().and_then(|successor| successor.end(committed));
+        // Superseded: the data is the successor's, and its program serves, but as the incumbent's process.
+        let is_successor = committed && !self.superseded;
+        let child = self.successor.take().and_then(|successor| successor.end(is_successor));
         Ok(HandoffOutcome {
             handoff_id: self.handoff,
             committed,
@@ -935,8 +937,8 @@ impl<'a> Drive<'a> {
         let entry = match outcome {
             Outcome::Committed => Entry::Committed {
                 generation: match self.served {
-                    Some(served) => served.generation,
-                    None => self.parties().record().map_or(0, |record| record.generation),
+                    Some(served) if !self.superseded => served.generation,
+                    _ => self.parties().record().map_or(0, |record| record.generation),
                 },
                 binary: self.program.path().to_owned(),
                 args: self.spec.args.clone(),
