@@ -115,6 +115,12 @@ impl<'a> Drive<'a> {
         // Opened before anything is asked of the incumbent, and executed by this descriptor.
         let program = Program::open(&spec.binary)?;
         spec.margin = spec.margin.max(MARGIN_MIN);
+        // It is also the incumbent's to find, who may run elsewhere.
+        spec.cgroup = spec
+            .cgroup
+            .map(std::path::absolute)
+            .transpose()
+            .map_err(|e| Error::io("find the control group's directory", e))?;
         let now = Instant::now();
         let (machine, _) = Machine::start();
         Ok(Self {
@@ -631,7 +637,8 @@ impl<'a> Drive<'a> {
             Action::KillSuccessor => self.kill_successor(),
             Action::FenceIncumbent => self.fence_incumbent(),
             Action::Inquire => {
-                let outcome = recover::inquire(self.control, &self.parties(), INQUIRY * self.spec.margin);
+                let outcome =
+                    recover::inquire(self.control, &self.parties(), self.spec.margin.saturating_mul(INQUIRY));
                 self.inputs.push_back(Input::Concluded(outcome));
             }
             Action::Arm(timer) => self.arm(timer),
@@ -722,6 +729,7 @@ impl<'a> Drive<'a> {
             control: self.control.to_owned(),
             data_dir: prepared.map(|prepared| prepared.data_dir.clone().into()),
             incumbent: prepared.map(|prepared| prepared.incumbent.clone()),
+            lock_file: prepared.map(|prepared| prepared.lock_file.clone()),
             generation: prepared.map(|prepared| prepared.generation),
         };
         journal.append(&self.handoff, Actor::Driver, entry)?;

@@ -159,12 +159,15 @@ pub(crate) fn reason_of(outcome: &Outcome) -> Option<String> {
 
 impl Parties {
     fn of(handoff: &HandoffSummary) -> Self {
-        let Some(Event::Begun { binary, build_id, data_dir, generation, incumbent, .. }) = &handoff.begun
+        let Some(Event::Begun { binary, build_id, data_dir, lock_file, generation, incumbent, .. }) =
+            &handoff.begun
         else {
             return Self::default();
         };
         Self {
-            lock_file: data_dir.as_ref().map(|dir| dir.join(data_dir::FILE_NAME)),
+            lock_file: data_dir
+                .as_ref()
+                .map(|dir| dir.join(lock_file.as_deref().unwrap_or(data_dir::FILE_NAME))),
             incumbent: incumbent.clone(),
             successor: None,
             generation: *generation,
@@ -239,6 +242,7 @@ mod tests {
             build_id: None,
             control: "/run/kv/control".into(),
             data_dir: Some(data_dir.to_owned()),
+            lock_file: None,
             generation: Some(1),
             incumbent: None,
         }
