@@ -1,6 +1,7 @@
 //! The driver's shell: runs the driver's machine against the control path and a successor that it starts.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::Child;
@@ -15,8 +16,9 @@ use crate::proto::driver::{Action, Input, Machine, Outcome, Phase, Refusal, Time
 use crate::proto::party::{ProcessId, Tree};
 use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Served};
 use crate::proto::{Reason, Terms, Verdict};
-use crate::recover::{self, Parties};
+use crate::recover::{self, Parties, SuccessorsProgram};
 use crate::role::{check_hello, own_hello, pidfd};
+use crate::session::MARGIN_MIN;
 use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, Output, SpawnSpec, Wish, new_id};
 use crate::sys::poll::{self, Want};
 use crate::sys::process::{PidFd, Signal};
@@ -27,6 +29,8 @@ use crate::sys::{clock, queue, tree, unix};
 const ANSWER: Duration = Duration::from_secs(5);
 /// For how many margins the parties are asked in the end, before nobody knows.
 const INQUIRY: u32 = 5;
+/// For how many times its own wait an incumbent that answers, but does not decide, is left alone.
+const PATIENCE: u32 = 10;
 /// How long a successor that was told to go may take, and then how long it may take to die.
 const DISMISSAL: Duration = Duration::from_secs(1);
 /// How long the incumbent's account of a handoff that has ended is waited for.
@@ -55,6 +59,8 @@ pub(crate) struct Drive<'a> {
     prepared: Option<(Prepared, PidFd)>,
     sealed: Option<crate::drainable::SealReport>,
     timers: Vec<(Timer, Instant)>,
+    /// What the silence of those that are left has come to.
+    silence: Silence,
     /// When the incumbent's clock for the grant ends.
     deadline: Instant,
     began: Instant,
@@ -76,6 +82,16 @@ pub(crate) struct Drive<'a> {
     warm: bool,
 }
 
+/// How often the end of a silence was put off.
+struct Silence {
+    /// Until when whoever answers is taken to live.
+    until: Instant,
+    /// Whether the incumbent was asked for a sign of life, and has not given it.
+    asked: bool,
+    /// Whether this process was late already.
+    excused: bool,
+}
+
 /// The process that was started.
 struct Successor {
     child: Child,
@@ -91,13 +107,20 @@ struct Successor {
 impl<'a> Drive<'a> {
     pub(crate) fn new(
         control: &'a Path,
-        spec: SpawnSpec,
+        mut spec: SpawnSpec,
         listeners: Vec<(String, OwnedFd)>,
         journal: Option<Journal>,
         observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
     ) -> Result<Self> {
         // Opened before anything is asked of the incumbent, and executed by this descriptor.
         let program = Program::open(&spec.binary)?;
+        spec.margin = spec.margin.max(MARGIN_MIN);
+        // It is also the incumbent's to find, who may run elsewhere.
+        spec.cgroup = spec
+            .cgroup
+            .map(std::path::absolute)
+            .transpose()
+            .map_err(|e| Error::io("find the control group's directory", e))?;
         let now = Instant::now();
         let (machine, _) = Machine::start();
         Ok(Self {
@@ -117,6 +140,7 @@ impl<'a> Drive<'a> {
             prepared: None,
             sealed: None,
             timers: vec![],
+            silence: Silence { until: now, asked: false, excused: false },
             deadline: now,
             began: now,
             bake_until: None,
@@ -138,9 +162,14 @@ impl<'a> Drive<'a> {
         match self.run_to_end() {
             Ok(()) => self.finish(),
             Err(e) => {
-                // Closing the lease undoes the handoff; the successor is this driver's to end.
+                // Closing the lease undoes the handoff, and the successor is this driver's to end. One that may serve by now
+                // is not: its incumbent decides, or is dead.
                 self.lease = None;
-                self.successor.take().map(|successor| successor.end(false));
+                let may_serve = matches!(
+                    self.machine.phase,
+                    Phase::Deciding | Phase::Baking | Phase::Orphaned | Phase::Inquiring
+                );
+                self.successor.take().map(|successor| successor.end(may_serve));
                 Err(e)
             }
         }
@@ -182,14 +211,15 @@ impl<'a> Drive<'a> {
 
     fn try_connect(&mut self, deadline: Instant) -> Result<bool> {
         let mut watch = Control::connect(self.control, "handoff driver", deadline)?;
-        if self.spec.guard { watch.watch_and_guard(deadline) } else { watch.watch(deadline) }?;
+        let watched = if self.spec.guard { watch.watch_and_guard(deadline) } else { watch.watch(deadline) };
+        watched.map_err(gone)?;
         if self.listeners.is_empty() {
-            self.listeners = watch.listeners(deadline)?;
+            self.listeners = watch.listeners(deadline).map_err(gone)?;
         }
         let lease = Control::connect(self.control, "handoff driver", deadline)?;
         let is_same = lease.hello().process == watch.hello().process;
         if self.spec.output == Output::Incumbents {
-            self.stdio = fetch_stdio(&mut watch, deadline)?;
+            self.stdio = fetch_stdio(&mut watch, deadline).map_err(gone)?;
         }
         self.watch = Some(watch.into_channel());
         self.lease = Some(lease.into_channel());
@@ -308,12 +338,46 @@ impl<'a> Drive<'a> {
         let now = Instant::now();
         let Some(at) = self.timers.iter().position(|(_, at)| *at <= now) else { return };
         let (timer, due) = self.timers.remove(at);
-        if timer == Timer::Silence && now.duration_since(due) > self.spec.margin / 2 {
+        if timer != Timer::Silence {
+            return self.inputs.push_back(Input::Expired(timer));
+        }
+        let late = now.duration_since(due) > self.spec.margin / 2;
+        if late && !std::mem::replace(&mut self.silence.excused, true) {
             // This process was stopped, and perhaps the whole machine: nobody had the time to answer.
-            self.timers.push((timer, now + self.spec.margin));
+            self.push_timer(timer, self.spec.margin);
+        } else if self.asks_for_sign_of_life() {
+            self.push_timer(timer, self.spec.margin.min(ANSWER));
         } else {
             self.inputs.push_back(Input::Expired(timer));
         }
+    }
+
+    /// An incumbent without a verdict is not a silent one: it may be going back, and its hook may take long. It is asked once
+    /// before it is killed; one that hangs, or was stopped, does not answer.
+    fn asks_for_sign_of_life(&mut self) -> bool {
+        let is_at_stake = matches!(self.machine.phase, Phase::Sealing | Phase::Deciding | Phase::Baking);
+        if !is_at_stake || self.silence.asked || Instant::now() >= self.silence.until {
+            return false;
+        }
+        let Some(watch) = &mut self.watch else { return false };
+        self.silence.asked = watch.send(&Message::Status {}, &[]).is_ok();
+        self.silence.asked
+    }
+
+    /// Puts the end of the silence off, where the incumbent was asked for this.
+    fn sign_of_life(&mut self, phase: &str) {
+        // There its own wait has ended as well, and what it still waits for is a hook that hangs.
+        let hangs = matches!(phase, "sealing" | "undoing");
+        if self.silence.asked && !hangs {
+            self.silence.asked = false;
+            self.silence.excused = false;
+            self.push_timer(Timer::Silence, self.spec.margin);
+        }
+    }
+
+    fn push_timer(&mut self, timer: Timer, length: Duration) {
+        self.timers.retain(|(other, _)| *other != timer);
+        self.timers.push((timer, poll::after(length).unwrap_or_else(far_away)));
     }
 
     fn attend(&mut self, source: Source) {
@@ -447,6 +511,7 @@ impl<'a> Drive<'a> {
                 Ok(Some(Incoming::Message(Message::StatusReport(status), _))) => {
                     self.open_conns = Some(status.state.open_conns);
                     self.asked_status = false;
+                    self.sign_of_life(&status.phase);
                 }
                 Ok(Some(_)) => {}
                 Err(_) => {
@@ -573,7 +638,8 @@ impl<'a> Drive<'a> {
             Action::KillSuccessor => self.kill_successor(),
             Action::FenceIncumbent => self.fence_incumbent(),
             Action::Inquire => {
-                let outcome = recover::inquire(self.control, &self.parties(), INQUIRY * self.spec.margin);
+                let outcome =
+                    recover::inquire(self.control, &self.parties(), self.spec.margin.saturating_mul(INQUIRY));
                 self.inputs.push_back(Input::Concluded(outcome));
             }
             Action::Arm(timer) => self.arm(timer),
@@ -623,8 +689,11 @@ impl<'a> Drive<'a> {
             // It was lost when the incumbent still decided, and that was the incumbent's to see.
             self.inputs.push_back(Input::SuccessorLost);
         }
-        self.timers.retain(|(other, _)| *other != timer);
-        self.timers.push((timer, poll::after(length).unwrap_or_else(far_away)));
+        if timer == Timer::Silence {
+            let until = poll::after(length.saturating_mul(PATIENCE)).unwrap_or_else(far_away);
+            self.silence = Silence { until, asked: false, excused: false };
+        }
+        self.push_timer(timer, length);
     }
 
     /// How long those that are left can be silent in this phase.
@@ -661,6 +730,7 @@ impl<'a> Drive<'a> {
             control: self.control.to_owned(),
             data_dir: prepared.map(|prepared| prepared.data_dir.clone().into()),
             incumbent: prepared.map(|prepared| prepared.incumbent.clone()),
+            lock_file: prepared.map(|prepared| prepared.lock_file.clone()),
             generation: prepared.map(|prepared| prepared.generation),
         };
         journal.append(&self.handoff, Actor::Driver, entry)?;
@@ -687,8 +757,14 @@ impl<'a> Drive<'a> {
             (spawn.stdout, spawn.stderr) = (Some(stdout.as_fd()), Some(stderr.as_fd()));
         }
         let child = spawn.spawn()?;
-        let leader = PidFd::open(child.id())
-            .map_err(|e| Error::io(format!("open a pidfd of pid {}", child.id()), e))?;
+        let leader = match PidFd::open(child.id()) {
+            Ok(leader) => leader,
+            Err(e) => {
+                let what = format!("open a pidfd of pid {}", child.id());
+                put_down(child);
+                return Err(Error::io(what, e));
+            }
+        };
         let tree = match &self.spec.cgroup {
             Some(path) => Tree::Cgroup { path: path.clone() },
             None => Tree::Session { sid: child.id() },
@@ -701,8 +777,14 @@ impl<'a> Drive<'a> {
             process: None,
             build_id: String::new(),
         };
-        self.offer(&mut successor)?;
-        Ok(successor)
+        match self.offer(&mut successor) {
+            Ok(()) => Ok(successor),
+            Err(e) => {
+                successor.kill();
+                put_down(successor.child);
+                Err(e)
+            }
+        }
     }
 
     fn offer(&self, successor: &mut Successor) -> Result<()> {
@@ -771,6 +853,10 @@ impl<'a> Drive<'a> {
             incumbent: Some(prepared.incumbent.clone()),
             successor: process.map(|(process, _)| process.clone()),
             generation: Some(prepared.generation),
+            program: SuccessorsProgram {
+                binary: Some(self.program.path().to_owned()),
+                build_id: self.program.build_id().ok(),
+            },
             superseded: self.superseded,
         }
     }
@@ -787,7 +873,9 @@ impl<'a> Drive<'a> {
         let why = self.why(&outcome);
         self.note_end(&outcome, why.clone());
         let committed = outcome == Outcome::Committed;
-        let child = self.successor.take().and_then(|successor| successor.end(committed));
+        // Superseded: the data is the successor's, and its program serves, but as the incumbent's process.
+        let is_successor = committed && !self.superseded;
+        let child = self.successor.take().and_then(|successor| successor.end(is_successor));
         Ok(HandoffOutcome {
             handoff_id: self.handoff,
             committed,
@@ -858,8 +946,8 @@ impl<'a> Drive<'a> {
         let entry = match outcome {
             Outcome::Committed => Entry::Committed {
                 generation: match self.served {
-                    Some(served) => served.generation,
-                    None => self.parties().record().map_or(0, |record| record.generation),
+                    Some(served) if !self.superseded => served.generation,
+                    _ => self.parties().record().map_or(0, |record| record.generation),
                 },
                 binary: self.program.path().to_owned(),
                 args: self.spec.args.clone(),
@@ -927,6 +1015,16 @@ impl Successor {
     }
 }
 
+/// Kills and reaps a process that nobody knows of yet.
+fn put_down(mut child: Child) {
+    // It fails only where it has ended and was reaped.
+    let _ = child.kill();
+    let until = Instant::now() + DISMISSAL;
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
+        std::thread::sleep(TICK_GAP);
+    }
+}
+
 fn fetch_stdio(incumbent: &mut Control, deadline: Instant) -> Result<Option<[OwnedFd; 2]>> {
     match incumbent.stdio(deadline) {
         Ok(stdio) => Ok(Some(stdio)),
@@ -938,6 +1036,18 @@ fn fetch_stdio(incumbent: &mut Control, deadline: Instant) -> Result<Option<[Own
             Ok(None)
         }
         Err(e) => Err(e),
+    }
+}
+
+/// EPIPE and the like from a daemon that said hello: it has just handed over, and whoever follows will answer.
+fn gone(e: Error) -> Error {
+    match e {
+        Error::Io { source, .. }
+            if matches!(source.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) =>
+        {
+            Error::PeerLost { waiting_for: "an answer".to_owned() }
+        }
+        e => e,
     }
 }
 

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use crate::control::Control;
 use crate::data_dir::{self, DataDirLock};
-use crate::error::Result;
+use crate::error;
 use crate::journal::{self, Actor, Event, HandoffSummary, Journal};
 use crate::proto::driver::{Outcome, Refusal};
 use crate::proto::party::ProcessId;
 use crate::proto::record::{OwnerRecord, Standing, boot_program};
 use crate::proto::recovery::{Answer, Conclusion, Facts, Who, conclude};
 use crate::proto::wire::Status;
+use crate::sys::poll;
 
 /// How long one daemon may take to answer.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -37,28 +38,67 @@ pub(crate) struct Parties {
     pub successor: Option<ProcessId>,
     /// What the handoff began with.
     pub generation: Option<u64>,
+    /// What the successor was to be started from.
+    pub program: SuccessorsProgram,
     /// Whether the incumbent said that it becomes the successor's program, as the same process.
     pub superseded: bool,
 }
 
+/// A program, as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SuccessorsProgram {
+    pub binary: Option<PathBuf>,
+    pub build_id: Option<String>,
+}
+
+impl SuccessorsProgram {
+    /// Where nothing is known, any daemon may run it. A daemon may say another build id than the one that its linker left.
+    fn is_run_by(&self, status: &Status) -> bool {
+        let is_binary = |path: &PathBuf| {
+            let running = Path::new(&status.binary);
+            // The kernel names what the links lead to.
+            path == running || path.canonicalize().is_ok_and(|path| path == running)
+        };
+        let same_binary = self.binary.as_ref().map(is_binary);
+        let same_build = self.build_id.as_ref().map(|id| !id.is_empty() && *id == status.build_id);
+        match (same_binary, same_build) {
+            (None, None) => true,
+            (same_binary, same_build) => same_binary == Some(true) || same_build == Some(true),
+        }
+    }
+}
+
 /// Finds out how the handoff that was left open in the journal ended, and records it.
-pub(crate) fn recover(journal: &Path, control: &Path) -> Result<Option<Recovered>> {
+pub(crate) fn recover(journal: &Path, control: &Path) -> error::Result<Option<Recovered>> {
+    recover_within(journal, control, INQUIRY)
+}
+
+fn recover_within(journal: &Path, control: &Path, patience: Duration) -> error::Result<Option<Recovered>> {
     let mut journal = Journal::open(journal)?;
     let Some(open) = journal::unfinished(&journal.contents()?.records) else { return Ok(None) };
     let parties = Parties::of(&open.handoff);
-    let outcome = inquire(control, &parties, INQUIRY);
     let handoff_id = open.handoff.id;
-    let conclusion = reason_of(&outcome).unwrap_or_else(|| "committed".to_owned());
-    let ended = match &outcome {
-        Outcome::Committed => parties.record().map(|record| committed(&record)),
-        Outcome::RolledBack(reason) => Some(Event::RolledBack { reason: reason.to_string() }),
-        Outcome::Refused(_) | Outcome::NothingServing(_) | Outcome::Undecided(_) => None,
+    let (outcome, events) = match inquire_for(control, &parties, patience) {
+        Ok(outcome) => (outcome.clone(), found(&parties, &outcome)),
+        // It stays open, for the next one to ask again.
+        Err(detail) => (Outcome::Undecided(detail.clone()), vec![Event::Undecided { detail }]),
     };
-    for event in ended.into_iter().chain([Event::Recovered { conclusion }]) {
+    for event in events {
         journal.append(&handoff_id, Actor::Driver, event)?;
     }
     journal.sync()?;
     Ok(Some(Recovered { handoff_id, outcome }))
+}
+
+/// What a recovery writes down of an answer that is final.
+fn found(parties: &Parties, outcome: &Outcome) -> Vec<Event> {
+    let conclusion = reason_of(outcome).unwrap_or_else(|| "committed".to_owned());
+    let ended = match outcome {
+        Outcome::Committed => parties.record().map(|record| committed(&record)),
+        Outcome::RolledBack(reason) => Some(Event::RolledBack { reason: reason.to_string() }),
+        Outcome::Refused(_) | Outcome::NothingServing(_) | Outcome::Undecided(_) => None,
+    };
+    ended.into_iter().chain([Event::Recovered { conclusion }]).collect()
 }
 
 fn committed(record: &OwnerRecord) -> Event {
@@ -73,15 +113,22 @@ fn committed(record: &OwnerRecord) -> Event {
 
 /// Asks until an answer is final, or for so long that nobody knows.
 pub(crate) fn inquire(control: &Path, parties: &Parties, patience: Duration) -> Outcome {
-    let until = Instant::now() + patience;
+    inquire_for(control, parties, patience).unwrap_or_else(Outcome::Undecided)
+}
+
+/// The same; what is still going on when its time is up is the error.
+fn inquire_for(control: &Path, parties: &Parties, patience: Duration) -> Result<Outcome, String> {
+    let until = poll::after(patience);
     loop {
         let facts = parties.facts(control);
         match conclude(&facts) {
-            Conclusion::Ended(outcome) => return outcome,
-            Conclusion::GoingOn if Instant::now() < until => std::thread::sleep(PAUSE),
-            Conclusion::GoingOn => return Outcome::Undecided(going_on(&facts).to_owned()),
+            Conclusion::Ended(outcome) => return Ok(outcome),
+            Conclusion::GoingOn if until.is_none_or(|until| Instant::now() < until) => {
+                std::thread::sleep(PAUSE);
+            }
+            Conclusion::GoingOn => return Err(going_on(&facts).to_owned()),
             Conclusion::StartFrom(_) | Conclusion::StartAnything => {
-                return Outcome::NothingServing(parties.what_to_start());
+                return Ok(Outcome::NothingServing(parties.what_to_start()));
             }
         }
     }
@@ -112,14 +159,19 @@ pub(crate) fn reason_of(outcome: &Outcome) -> Option<String> {
 
 impl Parties {
     fn of(handoff: &HandoffSummary) -> Self {
-        let Some(Event::Begun { data_dir, generation, incumbent, .. }) = &handoff.begun else {
+        let Some(Event::Begun { binary, build_id, data_dir, lock_file, generation, incumbent, .. }) =
+            &handoff.begun
+        else {
             return Self::default();
         };
         Self {
-            lock_file: data_dir.as_ref().map(|dir| dir.join(data_dir::FILE_NAME)),
+            lock_file: data_dir
+                .as_ref()
+                .map(|dir| dir.join(lock_file.as_deref().unwrap_or(data_dir::FILE_NAME))),
             incumbent: incumbent.clone(),
             successor: None,
             generation: *generation,
+            program: SuccessorsProgram { binary: binary.clone(), build_id: build_id.clone() },
             superseded: false,
         }
     }
@@ -137,13 +189,17 @@ impl Parties {
     }
 
     /// The incumbent keeps its process, whatever generation it serves as after a rollback. Where nobody knows the
-    /// successor's process, its first generation tells: the next one.
+    /// successor's process, its program and its first generation tell: the next one. The generation alone is also that of an old
+    /// daemon that was started again.
     fn who(&self, status: &Status) -> Who {
         if self.superseded {
             // The data is the successor's: whoever answers now, started from it.
             return Who::Successor;
         }
-        let is_next = || self.generation.is_some_and(|generation| status.generation == generation + 1);
+        let is_next = || {
+            let next = self.generation.and_then(|generation| generation.checked_add(1));
+            next == Some(status.generation) && self.program.is_run_by(status)
+        };
         if self.incumbent.as_ref() == Some(&status.process) {
             Who::Incumbent
         } else if self.successor.as_ref().map_or_else(is_next, |process| *process == status.process) {
@@ -171,5 +227,70 @@ impl Parties {
             .chain(program.args.iter().cloned())
             .collect();
         format!("nobody serves; start {standing}: {}", command.join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn begun(data_dir: &Path) -> Event {
+        Event::Begun {
+            binary: Some("/bin/kvd-v2".into()),
+            args: vec![],
+            build_id: None,
+            control: "/run/kv/control".into(),
+            data_dir: Some(data_dir.to_owned()),
+            lock_file: None,
+            generation: Some(1),
+            incumbent: None,
+        }
+    }
+
+    fn status_of(binary: &str, build_id: &str) -> Status {
+        Status {
+            role: "incumbent".into(),
+            phase: "serving".into(),
+            process: ProcessId { pid: 7, start_ticks: 7, boot_id: "b".into() },
+            build_id: build_id.into(),
+            binary: binary.into(),
+            generation: 2,
+            data_dir: "/data".into(),
+            lock_file: data_dir::FILE_NAME.into(),
+            handoff: None,
+            state: crate::drainable::StateSnapshot::default(),
+            listeners: vec![],
+            locked: true,
+            uptime_ms: 1,
+        }
+    }
+
+    #[test]
+    fn an_old_daemon_that_was_started_again_is_not_taken_for_the_successor() {
+        let program = SuccessorsProgram { binary: Some("/bin/kvd-v2".into()), build_id: Some("v2".into()) };
+        let parties = Parties { generation: Some(1), program, ..Parties::default() };
+        assert_eq!(parties.who(&status_of("/bin/kvd-v1", "v1")), Who::Other);
+        assert_eq!(parties.who(&status_of("/bin/kvd-v2", "its own")), Who::Successor);
+        assert_eq!(parties.who(&status_of("/moved", "v2")), Who::Successor);
+        let unknown = Parties { generation: Some(1), ..Parties::default() };
+        assert_eq!(unknown.who(&status_of("/bin/kvd-v1", "v1")), Who::Successor);
+    }
+
+    #[test]
+    fn what_cannot_be_decided_yet_is_asked_again_by_the_next_recovery() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, control) = (dir.path().join("journal"), dir.path().join("control"));
+        let mut journal = Journal::open(&path).unwrap();
+        journal.append("h1", Actor::Driver, begun(dir.path())).unwrap();
+        drop(journal);
+        // Somebody holds it and does not answer.
+        let lock = DataDirLock::acquire(dir.path()).unwrap();
+        let recovered = recover_within(&path, &control, Duration::ZERO).unwrap().unwrap();
+        assert!(matches!(recovered.outcome, Outcome::Undecided(_)), "{recovered:?}");
+        drop(lock);
+        let recovered = recover_within(&path, &control, Duration::ZERO).unwrap().unwrap();
+        assert!(matches!(recovered.outcome, Outcome::NothingServing(_)), "{recovered:?}");
+        assert_eq!(recover_within(&path, &control, Duration::ZERO).unwrap(), None, "that was final");
     }
 }

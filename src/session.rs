@@ -13,6 +13,9 @@ use crate::proto::wire::{Attach, Begin, Message, Offer, Ready, Served};
 use crate::sys::poll::{self, Want};
 use crate::sys::process::{PidFd, Signal};
 
+/// The least margin: with less, a watchdog takes what is merely slow for what is hung.
+pub(crate) const MARGIN_MIN: Duration = Duration::from_millis(50);
+
 /// A successor in a handoff, from its handshake until it is the incumbent.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -29,6 +32,8 @@ pub(crate) struct Session {
     own_pidfd: PidFd,
     pub(crate) bake: Option<Duration>,
     silence: Option<Instant>,
+    /// Whether this process was late already when the silence ended.
+    excused: bool,
     /// What was served, for `serving` and `done`.
     pub(crate) served: Option<Served>,
 }
@@ -51,6 +56,7 @@ impl Session {
             own_pidfd,
             bake: None,
             silence: None,
+            excused: false,
             served: None,
         })
     }
@@ -77,7 +83,7 @@ impl Session {
         match action {
             Action::Send(word) => self.send(&word),
             Action::Tell(news) => self.tell(news),
-            Action::Arm(Timer::Silence) => self.silence = poll::after(self.patience()),
+            Action::Arm(Timer::Silence) => self.arm_silence(),
             Action::Disarm(Timer::Silence) => self.silence = None,
             Action::FenceIncumbent => self.fence_incumbent(),
             Action::TryLock
@@ -89,6 +95,11 @@ impl Session {
             | Action::StopServing => return Some(action),
         }
         None
+    }
+
+    fn arm_silence(&mut self) {
+        self.silence = poll::after(self.patience());
+        self.excused = false;
     }
 
     /// How long a healthy incumbent can be silent in this phase.
@@ -104,12 +115,12 @@ impl Session {
     }
 
     fn margin(&self) -> Duration {
-        Duration::from_millis(self.offer.margin_ms)
+        Duration::from_millis(self.offer.margin_ms).max(MARGIN_MIN)
     }
 
     /// Tells the driver that the successor is warm, and starts the clock of the wait for `begin`.
     pub(crate) fn say_waiting(&mut self) {
-        self.silence = poll::after(self.patience());
+        self.arm_silence();
         if let Some(channel) = &mut self.channel
             && let Err(e) = channel.send(&Message::Waiting {}, &[])
         {
@@ -202,7 +213,7 @@ impl Session {
 
     fn expired(&mut self) -> Option<Input> {
         let late = Instant::now().checked_duration_since(self.silence?)?;
-        if late > self.margin() / 2 {
+        if late > self.margin() / 2 && !std::mem::replace(&mut self.excused, true) {
             // This process was stopped or busy, and perhaps the whole machine: nobody had the time to answer.
             self.silence = poll::after(self.margin());
             return None;

@@ -47,7 +47,8 @@ pub struct SpawnSpec {
     pub stand_by: Duration,
     /// How long the successor serves on trial, while the incumbent stands by; none for no trial.
     pub bake: Option<Duration>,
-    /// How much longer than one party's own wait the others wait before they take it to be hung, and kill it.
+    /// How much longer than one party's own wait the others wait before they take it to be hung, and kill it; at least
+    /// 50 ms.
     pub margin: Duration,
     /// Whether a trial is undone when this process dies before it ends: it checks the successor's health, and nobody else
     /// does.

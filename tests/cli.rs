@@ -408,7 +408,10 @@ fn a_second_store_does_not_take_the_control_path_of_the_first() {
     let other = rig.dir.path().join("other");
     let words = ["kvd", "--listen", "127.0.0.1:0", "--data-dir", other.to_str().unwrap()];
     let said = rig.run(&words).expect(1);
-    assert!(said.err.contains("choose another control path") && said.err.contains("leads to pid"), "{said:?}");
+    assert!(
+        said.err.contains("choose another control path") && said.err.contains("leads to pid"),
+        "{said:?}"
+    );
     assert_eq!(rig.status().unwrap().process.pid, rig.first.child.id());
 }
 

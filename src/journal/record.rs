@@ -104,6 +104,9 @@ pub enum Event {
         /// The data directory, where it is known.
         #[serde(default, skip_serializing_if = "Option::is_none", with = "path_text::option")]
         data_dir: Option<PathBuf>,
+        /// The lock file's name in it; `.handoff.lock` where it is not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lock_file: Option<String>,
         /// The generation that serves, where it is known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         generation: Option<u64>,
@@ -464,6 +467,7 @@ mod tests {
                 build_id: Some("v2".into()),
                 control: odd.clone(),
                 data_dir: Some("/data".into()),
+                lock_file: Some("lock".into()),
                 generation: Some(u64::MAX),
                 incumbent: None,
             },
@@ -473,6 +477,7 @@ mod tests {
                 build_id: None,
                 control: "/c".into(),
                 data_dir: None,
+                lock_file: None,
                 generation: None,
                 incumbent: None,
             },

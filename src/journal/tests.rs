@@ -85,6 +85,7 @@ fn begun() -> Event {
         build_id: None,
         control: "/run/kv/control".into(),
         data_dir: None,
+        lock_file: None,
         generation: None,
         incumbent: None,
     }

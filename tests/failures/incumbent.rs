@@ -1,8 +1,8 @@
 //! What an incumbent's failure does: the healthy successor serves.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::rig::{Rig, process};
+use crate::rig::{PATIENCE, Rig, process};
 
 #[test]
 fn one_that_is_killed_while_the_successor_warms_up_is_succeeded() {
@@ -145,5 +145,19 @@ fn one_that_is_stopped_in_a_trial_is_killed_and_succeeded() {
     rig.first.stop();
     assert_eq!(driver.outcome(), "committed", "{:#?}", driver.lines());
     assert_eq!(rig.settle_within(Duration::from_millis(600)), successor);
+    rig.expect_clean();
+}
+
+/// Nobody else is left to serve: that it has not decided does not mean that it is hung.
+#[test]
+fn one_that_takes_long_to_resume_after_a_trial_is_not_killed_meanwhile() {
+    let mut rig = Rig::start(&["at=resume:sleep-3000"]);
+    let keys = ["bake=600", "stand-by=300", "margin=200"];
+    let mut driver = rig.swap(&keys, &["at=serving:mark"]);
+    driver.at("serving");
+    rig.await_status("on trial", "the successor", |status| status.phase == "on-trial");
+    rig.connect().unwrap().abort("the graphs look bad", Instant::now() + PATIENCE).unwrap();
+    assert_eq!(driver.outcome(), "operator", "{:#?}", driver.lines());
+    assert_eq!(rig.settle(&[]), rig.first.pid());
     rig.expect_clean();
 }

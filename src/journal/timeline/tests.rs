@@ -39,6 +39,7 @@ fn begun() -> Record {
         build_id: None,
         control: "/run/kv/control.sock".into(),
         data_dir: None,
+        lock_file: None,
         generation: None,
         incumbent: None,
     };
