@@ -7,8 +7,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Instant;
+
+use handoff::control::Control;
 
 use common::{PATIENCE, eventually, wait_for_exit};
 
@@ -71,7 +73,11 @@ impl Rig {
         let address = a_free_address();
         let mut rig = Self { dir, address, daemons: vec![] };
         rig.daemons.push(Command::new(example("counter")).args(rig.args()).spawn().unwrap());
-        eventually("the counter to listen", || TcpStream::connect(address).is_ok());
+        // It listens before it answers here. A client that tries a port of its own range too early can meet itself.
+        let control = rig.path("control");
+        eventually("the counter to answer", || {
+            Control::connect(&control, "test", Instant::now() + PATIENCE).is_ok()
+        });
         assert_eq!(rig.client().ask("get"), "0");
         rig
     }
@@ -126,10 +132,19 @@ impl Drop for Rig {
     }
 }
 
-/// The counter takes an address and not a port of the kernel's choice; two tests cannot get the same one before it binds,
-/// as every one is bound here first, and the kernel does not give a port out again at once.
+/// The counter takes an address and not a port of the kernel's choice. These are below those that the kernel gives to
+/// clients (net.ipv4.ip_local_port_range), so none of them takes it before the counter does.
 fn a_free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 20_000 + u16::try_from(std::process::id() % 500).unwrap() * 20;
+    let addresses = std::iter::repeat_with(|| {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 1000;
+        SocketAddr::from(([127, 0, 0, 1], port))
+    });
+    addresses
+        .take(1000)
+        .find(|address| TcpListener::bind(address).is_ok())
+        .expect("a free port among a thousand")
 }
 
 struct Client(BufReader<TcpStream>);
