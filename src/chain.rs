@@ -28,7 +28,8 @@ const TABLES: [&str; 5] = [HANDOFF_FDS, "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_
 #[derive(Debug, Default)]
 pub struct Chain {
     held: Vec<(Role, OwnedFd)>,
-    vars: Vec<(&'static str, OsString)>,
+    /// Changes to the environment; none is for what is taken out.
+    vars: Vec<(&'static str, Option<OsString>)>,
 }
 
 impl Chain {
@@ -89,8 +90,17 @@ impl Chain {
 
     /// Sets a variable for the next program.
     pub fn set_var(&mut self, name: &'static str, value: impl Into<OsString>) {
+        self.change_var(name, Some(value.into()));
+    }
+
+    /// Takes a variable out of the next program's environment.
+    pub fn unset_var(&mut self, name: &'static str) {
+        self.change_var(name, None);
+    }
+
+    fn change_var(&mut self, name: &'static str, value: Option<OsString>) {
         self.vars.retain(|(other, _)| *other != name);
-        self.vars.push((name, value.into()));
+        self.vars.push((name, value));
     }
 
     /// Becomes the next program, with the same pid. If that fails, the process is as it was before.
@@ -116,7 +126,8 @@ impl Chain {
             TABLES.iter().any(|table| name == *table) || self.vars.iter().any(|(ours, _)| name == *ours)
         };
         image.env.retain(|(name, _)| !is_ours(name));
-        image.env.extend(self.vars.iter().map(|(name, value)| (OsString::from(name), value.clone())));
+        let set = |(name, value): &(&str, Option<OsString>)| Some((OsString::from(name), value.clone()?));
+        image.env.extend(self.vars.iter().filter_map(set));
         let is_last = !image.program.same_file(Path::new("/proc/self/exe"));
         let numbers = self.numbers(is_last);
         if numbers.listens {

@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::process::Child;
 
 use handoff::proto::driver::{Outcome, Refusal};
 use handoff::proto::wire::PhaseMark;
@@ -46,7 +45,7 @@ impl Summary {
         let between = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?));
         let baked = at("baking").map(|_| measured.serving_us);
         Self {
-            outcome: word(&ended.outcome),
+            outcome: ended.outcome.name(),
             committed: ended.committed,
             exit: Exit::for_outcome(&ended.outcome),
             handoff: Some(ended.handoff_id.clone()),
@@ -58,7 +57,7 @@ impl Summary {
             phase: undone_in(&measured.phases).filter(|_| !ended.committed),
             binary: Some(binary),
             args,
-            pid: ended.child.as_ref().map(Child::id),
+            pid: ended.pid,
             drain_us: between(at("draining"), at("sealing")),
             seal_us: between(at("sealing"), at("deciding")),
             ready_us: between(at("deciding"), measured.serving_us),
@@ -71,7 +70,7 @@ impl Summary {
     pub fn refused(refusal: &Refusal) -> Self {
         let outcome = Outcome::Refused(refusal.clone());
         Self {
-            outcome: word(&outcome),
+            outcome: outcome.name(),
             committed: false,
             exit: Exit::Refused,
             handoff: None,
@@ -150,17 +149,6 @@ fn at(phases: &[PhaseMark], name: &str) -> Option<u64> {
 fn undone_in(phases: &[PhaseMark]) -> Option<String> {
     let ending = ["aborting", "dismissing", "inquiring", "done"];
     phases.iter().rev().map(|mark| &mark.phase).find(|name| !ending.contains(&name.as_str())).cloned()
-}
-
-fn word(outcome: &Outcome) -> &'static str {
-    match outcome {
-        Outcome::Committed => "committed",
-        Outcome::RolledBack(_) => "rolled-back",
-        Outcome::Retired => "retired",
-        Outcome::Refused(_) => "refused",
-        Outcome::NothingServing(_) => "nothing-serving",
-        Outcome::Undecided(_) => "undecided",
-    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference to the field")]
