@@ -30,6 +30,7 @@ pub struct Chain {
     held: Vec<(Role, OwnedFd)>,
     /// Changes to the environment; none is for what is taken out.
     vars: Vec<(&'static str, Option<OsString>)>,
+    env: Vec<(OsString, OsString)>,
 }
 
 impl Chain {
@@ -40,7 +41,7 @@ impl Chain {
     ///
     /// [`Error::Descriptor`] for a descriptor that is closed or another one than was passed, [`Error::Invalid`] for a malformed table.
     pub fn inherit() -> Result<Self> {
-        Ok(Self { held: fds::take()?, vars: vec![] })
+        Ok(Self { held: fds::take()?, ..Self::default() })
     }
 
     /// Adds a descriptor.
@@ -93,6 +94,12 @@ impl Chain {
         self.change_var(name, Some(value.into()));
     }
 
+    /// Sets a variable that somebody asked for, whatever its name.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.retain(|(other, _)| other != name);
+        self.env.push((name.into(), value.into()));
+    }
+
     /// Takes a variable out of the next program's environment.
     pub fn unset_var(&mut self, name: &'static str) {
         self.change_var(name, None);
@@ -126,6 +133,10 @@ impl Chain {
             TABLES.iter().any(|table| name == *table) || self.vars.iter().any(|(ours, _)| name == *ours)
         };
         image.env.retain(|(name, _)| !is_ours(name));
+        for (name, value) in &self.env {
+            image.env.retain(|(other, _)| other != name);
+            image.env.push((name.clone(), value.clone()));
+        }
         let set = |(name, value): &(&str, Option<OsString>)| Some((OsString::from(name), value.clone()?));
         image.env.extend(self.vars.iter().filter_map(set));
         let is_last = !image.program.same_file(Path::new("/proc/self/exe"));

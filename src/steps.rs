@@ -87,6 +87,24 @@ impl<'a> Steps<'a> {
         Ok(Self { drive })
     }
 
+    /// Goes on with the handoff whose lease the chain holds, or takes the lease without a successor.
+    ///
+    /// # Errors
+    ///
+    /// As [`resume`](Self::resume) and [`begin`](Self::begin).
+    pub fn resume_or_begin(
+        control: &'a Path,
+        spec: SpawnSpec,
+        chain: &Chain,
+        observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
+    ) -> Result<Self> {
+        if chain.get(&Role::State).is_none() {
+            return Self::begin(control, spec, chain, observer);
+        }
+        let resumed = Self::resume(control, spec, chain, observer)?;
+        resumed.ok_or_else(|| Error::Invalid { detail: "the chain's state is gone".to_owned() })
+    }
+
     /// Takes the lease, starts the successor, and waits until it is warm. It holds as `warm`.
     ///
     /// # Errors

@@ -105,6 +105,10 @@ pub struct HandoffOutcome {
     pub committed: bool,
     /// Why it does not.
     pub abort_reason: Option<AbortReason>,
+    /// The successor's program, where one was started.
+    pub binary: Option<PathBuf>,
+    /// Its arguments.
+    pub args: Vec<String>,
     /// The process that was started as the successor, where it serves.
     pub pid: Option<u32>,
     /// The same, where this process started it. It is the caller's from here on: to wait for when it ends, or to forget, and then

@@ -241,6 +241,7 @@ impl<'a> Drive<'a> {
 
     /// Does the next thing, and goes on until it holds again or has ended.
     pub(crate) fn go(&mut self, next: Next) -> Result<()> {
+        self.ask_observer();
         self.look()?;
         // What was heard may have ended it, or the incumbent: then this is not what is to be done any more.
         self.inputs.push_back(Input::Go(next));
@@ -521,6 +522,11 @@ impl<'a> Drive<'a> {
         if self.ticked.elapsed() < TICK {
             return;
         }
+        self.ask_observer();
+    }
+
+    /// Tells the observer how it stands, and heeds what it wishes.
+    fn ask_observer(&mut self) {
         self.ticked = Instant::now();
         self.ask_status();
         let queue =
@@ -1032,6 +1038,8 @@ impl<'a> Drive<'a> {
         Ok(HandoffOutcome {
             handoff_id: self.handoff,
             committed,
+            binary: self.target.binary,
+            args: self.target.args,
             pid,
             abort_reason: why.map(AbortReason),
             child,

@@ -231,6 +231,7 @@ impl Drive<'_> {
     pub(crate) fn leave(&mut self) -> Result<Option<(State, Inheritance)>> {
         let until = Instant::now() + super::ANSWER;
         loop {
+            self.ask_observer();
             self.look()?;
             let to_successor = self.successor.as_ref().and_then(|successor| successor.channel.as_ref());
             let is_clean = self.lease.iter().chain(to_successor).all(Channel::is_clean);

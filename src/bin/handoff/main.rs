@@ -3,7 +3,9 @@
 mod abort;
 mod commit;
 mod demo;
+mod drain;
 mod duration;
+mod exec_successor;
 mod exit;
 mod health;
 mod journal;
@@ -13,7 +15,10 @@ mod load;
 mod lock;
 mod logging;
 mod out;
+mod phase;
 mod progress;
+mod reuse;
+mod seal;
 mod settle;
 mod status;
 mod summary;
@@ -54,6 +59,9 @@ enum Command {
     Commit(commit::Args),
     Abort(abort::Args),
     Lock(lock::Args),
+    Drain(drain::Args),
+    Seal(seal::Args),
+    ExecSuccessor(exec_successor::Args),
     Journal(journal::Args),
     Kvd(kvd::Args),
 }
@@ -67,6 +75,9 @@ impl Command {
             Self::Commit(_) => "commit",
             Self::Abort(_) => "abort",
             Self::Lock(_) => "lock",
+            Self::Drain(_) => "drain",
+            Self::Seal(_) => "seal",
+            Self::ExecSuccessor(_) => "exec-successor",
             Self::Journal(_) => "journal",
             Self::Kvd(_) => "kvd",
         }
@@ -80,6 +91,9 @@ impl Command {
             Self::Commit(args) => commit::run(&args),
             Self::Abort(args) => abort::run(&args),
             Self::Lock(args) => lock::run(&args),
+            Self::Drain(args) => drain::run(&args),
+            Self::Seal(args) => seal::run(&args),
+            Self::ExecSuccessor(args) => exec_successor::run(&args),
             Self::Journal(args) => journal::run(args),
             Self::Kvd(args) => kvd::run(args),
         }

@@ -1,6 +1,7 @@
 //! How a swap ended.
 
 use std::fmt::Write;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use handoff::proto::driver::{Outcome, Refusal};
@@ -39,7 +40,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    pub fn of(ended: &HandoffOutcome, (binary, args): (PathBuf, Vec<String>)) -> Self {
+    pub fn of(ended: &HandoffOutcome) -> Self {
         let measured = ended.measured.clone();
         let at = |name: &str| at(&measured.phases, name);
         let between = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?));
@@ -55,8 +56,8 @@ impl Summary {
                 _ => None,
             },
             phase: undone_in(&measured.phases).filter(|_| !ended.committed),
-            binary: Some(binary),
-            args,
+            binary: ended.binary.clone(),
+            args: ended.args.clone(),
             pid: ended.pid,
             drain_us: between(at("draining"), at("sealing")),
             seal_us: between(at("sealing"), at("deciding")),
@@ -109,9 +110,28 @@ impl Summary {
                 let took = show_ms(self.measured.total_ms);
                 format!("rolled back {id} while {phase}, after {took}: {reason}; the incumbent serves")
             }
+            "retired" => format!("retired {id}: the data is sealed, and nobody serves"),
             "nothing-serving" => format!("nothing serves after {id}: {reason}"),
             _ => format!("undecided {id}: {reason}"),
         }
+    }
+
+    /// Says it, on standard output or for a refusal on standard error, and returns the exit code.
+    ///
+    /// # Errors
+    ///
+    /// Standard output cannot be written to.
+    pub fn report(&self, command: &str, json: bool) -> anyhow::Result<Exit> {
+        if self.is_refusal() {
+            out::say(command, "fatal", &format!("unable to take the lease: {}", self.reason()));
+        }
+        // Whoever reads it may be gone; how it ended is in the exit code too.
+        let _ = match (json, self.is_refusal()) {
+            (true, _) => out::json(self)?,
+            (false, true) => ControlFlow::Continue(()),
+            (false, false) => out::line(&self.line())?,
+        };
+        Ok(self.exit)
     }
 
     fn committed_line(&self, id: &str) -> String {
