@@ -1,7 +1,7 @@
 //! The fd table: which inherited descriptor is what.
 //!
 //! `HANDOFF_FDS` holds entries separated by spaces, `NAME=NUMBER@IDENTITY`. A listening socket's name is `listener.` and
-//! the name it is known by; `channel` is a connection to a driver, `lock` the data directory's lock. The identity is `cookie:N` for sockets of the
+//! the name it is known by; [`Role`] has the others. The identity is `cookie:N` for sockets of the
 //! internet families (SO_COOKIE, socket(7)) and `inode:DEVICE:INODE` for everything else: a number that a wrapper closed
 //! or used again is found out and named instead of served.
 //!
@@ -30,27 +30,45 @@ pub enum Role {
     Channel,
     /// The data directory's lock.
     Lock,
+    /// The journal, which is locked by this descriptor.
+    Journal,
+    /// The lease: whoever holds it holds the handoff.
+    Lease,
+    /// The incumbent's pidfd.
+    Incumbent,
+    /// The driver's end of the channel to a successor that waits.
+    Successor,
+    /// What the links of a chain know of the handoff, in memory that they share (memfd_create(2)).
+    State,
     /// A listening socket, by name.
     Listener(String),
 }
 
+/// The names of the roles that have no name of their own.
+const NAMES: [(&str, Role); 7] = [
+    ("channel", Role::Channel),
+    ("lock", Role::Lock),
+    ("journal", Role::Journal),
+    ("lease", Role::Lease),
+    ("incumbent", Role::Incumbent),
+    ("successor", Role::Successor),
+    ("state", Role::State),
+];
+
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Channel => f.write_str("channel"),
-            Self::Lock => f.write_str("lock"),
-            Self::Listener(name) => write!(f, "listener.{name}"),
+        match (self, NAMES.iter().find(|(_, role)| role == self)) {
+            (Self::Listener(name), _) => write!(f, "listener.{name}"),
+            (_, Some((name, _))) => f.write_str(name),
+            (role, None) => unreachable!("{role:?} has a name"),
         }
     }
 }
 
 impl Role {
     fn parse(text: &str) -> Option<Self> {
-        match text {
-            "channel" => Some(Self::Channel),
-            "lock" => Some(Self::Lock),
-            _ => text.strip_prefix("listener.").map(|name| Self::Listener(name.to_owned())),
-        }
+        let known = NAMES.into_iter().find(|(name, _)| *name == text).map(|(_, role)| role);
+        known.or_else(|| text.strip_prefix("listener.").map(|name| Self::Listener(name.to_owned())))
     }
 }
 

@@ -55,6 +55,11 @@ pub fn detect_role() -> Result<Role> {
             fds::Role::Channel => channel = Some(Channel::new(fd)),
             fds::Role::Lock => data_dir::offer_inherited(fd),
             fds::Role::Listener(name) => listeners.push((name, fd)),
+            // Locked for as long as it is open, and of no use to a daemon.
+            fds::Role::Journal => drop(fd),
+            role @ (fds::Role::Lease | fds::Role::Incumbent | fds::Role::Successor | fds::Role::State) => {
+                return Err(not_for_daemons(&role));
+            }
         }
     }
     let inherited = Inherited::new(listeners);
@@ -62,6 +67,15 @@ pub fn detect_role() -> Result<Role> {
         None => Role::ColdStart { inherited },
         Some(channel) => Role::Successor(Successor { channel, listeners: inherited }),
     })
+}
+
+/// A daemon that starts with the lease in its hand would be a second one beside the incumbent.
+fn not_for_daemons(role: &fds::Role) -> Error {
+    let detail = format!(
+        "this process was given the {role} of a handoff in progress, which a daemon cannot use: start it with \
+         `handoff exec-successor`"
+    );
+    Error::Invalid { detail }
 }
 
 /// A successor that has not spoken yet.

@@ -35,6 +35,17 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Returns whether something is open at this number that the next program would inherit there.
+pub fn is_passed_on(number: RawFd) -> bool {
+    if number < 0 {
+        return false;
+    }
+    // SAFETY: the borrow ends with this function, which only asks for a flag; a closed number answers EBADF.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl(borrowed, FcntlArg::F_GETFD)
+        .is_ok_and(|flags| !FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC))
+}
+
 /// Copies a descriptor that its owner knows by number, close-on-exec.
 ///
 /// # Errors

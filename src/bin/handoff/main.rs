@@ -8,7 +8,9 @@ mod exit;
 mod health;
 mod journal;
 mod kvd;
+mod link;
 mod load;
+mod lock;
 mod logging;
 mod out;
 mod progress;
@@ -51,6 +53,7 @@ enum Command {
     Status(status::Args),
     Commit(commit::Args),
     Abort(abort::Args),
+    Lock(lock::Args),
     Journal(journal::Args),
     Kvd(kvd::Args),
 }
@@ -63,6 +66,7 @@ impl Command {
             Self::Status(_) => "status",
             Self::Commit(_) => "commit",
             Self::Abort(_) => "abort",
+            Self::Lock(_) => "lock",
             Self::Journal(_) => "journal",
             Self::Kvd(_) => "kvd",
         }
@@ -75,6 +79,7 @@ impl Command {
             Self::Status(args) => status::run(&args),
             Self::Commit(args) => commit::run(&args),
             Self::Abort(args) => abort::run(&args),
+            Self::Lock(args) => lock::run(&args),
             Self::Journal(args) => journal::run(args),
             Self::Kvd(args) => kvd::run(args),
         }

@@ -1,4 +1,3 @@
-use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
@@ -21,7 +20,7 @@ use crate::exit::{self, Exit};
 use crate::health::{Check, Monitor};
 use crate::progress::{Progress, When};
 use crate::summary::Summary;
-use crate::{journal, logging, out, status};
+use crate::{journal, link, logging, out, status};
 
 /// Replace the running daemon's binary by PROG, or leave everything as it was
 ///
@@ -140,8 +139,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     logging::quietly("swap");
     // Before anything is asked of anybody.
     if let Err(e) = Program::open(&args.program) {
-        let exit = unusable(&e);
-        return Ok(exit::fatal_as("swap", &e.into(), exit));
+        return Ok(link::unusable("swap", e));
     }
     let running = ask(&args.control).map_err(|e| exit::attempt(e, asking(&args.control)))?;
     if let Some(refusal) = busy(&running) {
@@ -169,16 +167,6 @@ fn ask(control: &Path) -> handoff::Result<Status> {
 
 fn asking(control: &Path) -> String {
     format!("ask the daemon at {}", control.display())
-}
-
-/// Tells what is not there from what is and cannot be run.
-fn unusable(e: &Error) -> Exit {
-    let Error::Io { source, .. } = e else { return Exit::System };
-    match source.kind() {
-        ErrorKind::PermissionDenied => Exit::NotExecutable,
-        ErrorKind::NotFound | ErrorKind::NotADirectory => Exit::NotFound,
-        _ => Exit::System,
-    }
 }
 
 /// Asked before the journal is opened, which the other driver holds.
