@@ -13,6 +13,8 @@ mod load;
 mod lock;
 mod logging;
 mod out;
+#[cfg(test)]
+mod pages;
 mod progress;
 mod settle;
 mod status;
