@@ -4,6 +4,7 @@
 //! without it the tests fail when they are not what the definition says.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod completions;
 mod man;
 mod roff;
 
