@@ -12,7 +12,7 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::fds::{self, Plan};
 use crate::journal::{Actor, Event as Entry, Journal, Stamp};
-use crate::proto::driver::{Action, Input, Machine, Outcome, Phase, Refusal, Timer};
+use crate::proto::driver::{Action, Input, Machine, Next, Order, Outcome, Phase, Refusal, Timer};
 use crate::proto::party::{ProcessId, Tree};
 use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Served};
 use crate::proto::{Reason, Terms, Verdict};
@@ -122,7 +122,7 @@ impl<'a> Drive<'a> {
             .transpose()
             .map_err(|e| Error::io("find the control group's directory", e))?;
         let now = Instant::now();
-        let (machine, _) = Machine::start();
+        let (machine, _) = Machine::start(Order::Warm);
         Ok(Self {
             control,
             spec,
@@ -177,7 +177,7 @@ impl<'a> Drive<'a> {
 
     fn run_to_end(&mut self) -> Result<()> {
         self.connect()?;
-        let (machine, actions) = Machine::start();
+        let (machine, actions) = Machine::start(Order::Warm);
         self.machine = machine;
         self.enter()?;
         for action in actions {
@@ -234,6 +234,9 @@ impl<'a> Drive<'a> {
         }
         for action in actions {
             self.perform(action)?;
+        }
+        if matches!(self.machine.phase, Phase::Warm | Phase::Drained | Phase::Sealed) {
+            self.inputs.push_back(Input::Go(Next::Phase));
         }
         Ok(())
     }
@@ -627,6 +630,8 @@ impl<'a> Drive<'a> {
                 self.say(&Message::Drain { grace_ms });
             }
             Action::SendSeal => self.say(&Message::Seal {}),
+            Action::SendRetire => self.say(&Message::Retire {}),
+            Action::Become => {}
             Action::SendAbort(reason) => {
                 self.say(&Message::Abort { reason: reason.to_string(), cause: Some(reason) })
             }
@@ -960,6 +965,7 @@ impl<'a> Drive<'a> {
             Outcome::RolledBack(reason) => {
                 Entry::RolledBack { reason: why.unwrap_or_else(|| reason.to_string()) }
             }
+            Outcome::Retired => Entry::Retired,
             Outcome::Refused(_) => return,
             Outcome::NothingServing(detail) | Outcome::Undecided(detail) => {
                 Entry::Undecided { detail: detail.clone() }

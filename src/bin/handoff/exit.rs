@@ -84,7 +84,7 @@ impl Exit {
     /// Returns the code for how a handoff ended.
     pub fn for_outcome(outcome: &Outcome) -> Self {
         match outcome {
-            Outcome::Committed => Self::Done,
+            Outcome::Committed | Outcome::Retired => Self::Done,
             Outcome::Refused(_) => Self::Refused,
             Outcome::RolledBack(Reason::Deadline | Reason::NotWarm | Reason::SuccessorHung) => Self::TimedOut,
             Outcome::RolledBack(_) => Self::RolledBack,

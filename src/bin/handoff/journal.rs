@@ -418,7 +418,7 @@ fn resume(args: &Resume) -> anyhow::Result<Exit> {
             let _ = out::line(&format!("handoff {}: {}", recovered.handoff_id, phrase(&recovered.outcome)))?;
             Ok(match recovered.outcome {
                 // It was asked how it ended, and that is known.
-                Outcome::Committed | Outcome::RolledBack(_) => Exit::Done,
+                Outcome::Committed | Outcome::RolledBack(_) | Outcome::Retired => Exit::Done,
                 other => Exit::for_outcome(&other),
             })
         }
@@ -434,6 +434,7 @@ pub fn phrase(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Committed => "committed".to_owned(),
         Outcome::RolledBack(reason) => format!("rolled back: {reason}"),
+        Outcome::Retired => "retired".to_owned(),
         Outcome::Refused(Refusal::Busy { handoff, phase, age_ms }) => {
             let age = crate::duration::show_ms(*age_ms);
             format!("busy: handoff {handoff} has been going on for {age} and is in phase {phase}")

@@ -156,6 +156,7 @@ fn word(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Committed => "committed",
         Outcome::RolledBack(_) => "rolled-back",
+        Outcome::Retired => "retired",
         Outcome::Refused(_) => "refused",
         Outcome::NothingServing(_) => "nothing-serving",
         Outcome::Undecided(_) => "undecided",

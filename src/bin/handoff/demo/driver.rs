@@ -108,12 +108,13 @@ impl Ended {
         let kind = match outcome {
             Outcome::Committed => "committed",
             Outcome::RolledBack(reason) => reason.kind(),
+            Outcome::Retired => "retired",
             Outcome::Refused(_) => "refused",
             Outcome::NothingServing(_) => "nothing-serving",
             Outcome::Undecided(_) => "undecided",
         };
         let reason = match outcome {
-            Outcome::Committed => String::new(),
+            Outcome::Committed | Outcome::Retired => String::new(),
             Outcome::RolledBack(reason) => reason.to_string(),
             Outcome::Refused(refusal) => format!("{refusal:?}"),
             Outcome::NothingServing(detail) | Outcome::Undecided(detail) => detail.clone(),

@@ -244,6 +244,11 @@ fn end(daemon: &Daemon, served: Served) -> anyhow::Result<Exit> {
             daemon.say_goodbye();
             Ok(Exit::Done)
         }
+        Served::Retired { handoff } => {
+            tracing::info!("retired in {handoff}: the data is sealed");
+            daemon.say_goodbye();
+            Ok(Exit::Done)
+        }
         Served::SteppedDown { reason } => {
             tracing::warn!("stepped down: {reason}");
             daemon.say_goodbye();
