@@ -7,6 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use clap::ValueHint;
 use handoff::DataDirLock;
 use handoff::control::Control;
 use handoff::data_dir::FILE_NAME;
@@ -78,15 +79,15 @@ struct Show {
   handoff journal current --json | jq .evidence"))]
 struct Current {
     /// Read this journal
-    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     journal: Option<PathBuf>,
 
     /// Read the owner record in this data directory [default: the one that the daemon or the journal names]
-    #[arg(long, value_name = "DIR", env = "HANDOFF_DATA_DIR", hide_env_values = true)]
+    #[arg(long, value_name = "DIR", env = "HANDOFF_DATA_DIR", hide_env_values = true, value_hint = ValueHint::DirPath)]
     data_dir: Option<PathBuf>,
 
     /// Ask the daemon at this Unix socket which data directory it has
-    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     control: Option<PathBuf>,
 
     /// Print one JSON object
@@ -105,11 +106,11 @@ struct TimelineArgs {
     file: File,
 
     /// Write a picture to this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     svg: Option<PathBuf>,
 
     /// Write all handoffs to this file, for a viewer of trace events
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     trace: Option<PathBuf>,
 
     /// The handoff, or the beginning of its id [default: the last one]
@@ -128,7 +129,7 @@ struct Resume {
     file: File,
 
     /// Ask the daemon at this Unix socket [default: the one that the journal names]
-    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     control: Option<PathBuf>,
 }
 
@@ -138,14 +139,14 @@ struct Resume {
   handoff journal repair /var/lib/kv/journal"))]
 struct Repair {
     /// The journal
-    #[arg(value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
+    #[arg(value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     journal: PathBuf,
 }
 
 #[derive(clap::Args)]
 struct File {
     /// Read this journal
-    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     journal: PathBuf,
 }
 

@@ -15,6 +15,8 @@ mod load;
 mod lock;
 mod logging;
 mod out;
+#[cfg(test)]
+mod pages;
 mod phase;
 mod progress;
 mod reuse;

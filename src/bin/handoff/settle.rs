@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use clap::ValueHint;
 use handoff::control::Control;
 use handoff::error::{Error, Result};
 use handoff::proto::wire::{Progress, Status};
@@ -18,7 +19,7 @@ use crate::{duration, out, status};
 #[group(skip)]
 pub struct Args {
     /// Ask the daemon at this Unix socket
-    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     pub control: PathBuf,
 
     /// Wait so long for the verdict

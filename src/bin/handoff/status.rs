@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use clap::ValueHint;
 use handoff::DataDirLock;
 use handoff::chain::Chain;
 use handoff::control::Control;
@@ -29,12 +30,13 @@ pub struct Args {
         value_name = "PATH",
         env = "HANDOFF_CONTROL",
         hide_env_values = true,
+        value_hint = ValueHint::FilePath,
         required_unless_present = "data_dir"
     )]
     control: Option<PathBuf>,
 
     /// Look into this data directory if nobody answers
-    #[arg(long, value_name = "DIR", env = "HANDOFF_DATA_DIR", hide_env_values = true)]
+    #[arg(long, value_name = "DIR", env = "HANDOFF_DATA_DIR", hide_env_values = true, value_hint = ValueHint::DirPath)]
     data_dir: Option<PathBuf>,
 
     /// Wait so long for an answer

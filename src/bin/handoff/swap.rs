@@ -3,6 +3,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use clap::ValueHint;
 use clap::builder::NonEmptyStringValueParser;
 use handoff::control::Control;
 use handoff::proto::driver::Refusal;
@@ -32,11 +33,11 @@ use crate::{journal, link, logging, out, phase};
 #[command(after_help = exit::after_help(EXAMPLES))]
 pub struct Args {
     /// Ask the daemon at this Unix socket
-    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     control: PathBuf,
 
     /// Write what happens to this journal
-    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     journal: Option<PathBuf>,
 
     /// Give the daemon so long to finish what is in flight
@@ -62,7 +63,7 @@ pub struct Args {
     /// Run this through `sh -c` again and again during the bake, and undo the swap when it fails
     ///
     /// If this command dies during the bake, nobody checks any more, and the swap is undone too.
-    #[arg(long, value_name = "CMD", requires = "bake", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "CMD", requires = "bake", value_parser = NonEmptyStringValueParser::new(), value_hint = ValueHint::CommandString)]
     health: Option<String>,
 
     /// Wait so long between two health checks
@@ -82,7 +83,7 @@ pub struct Args {
     output: Output,
 
     /// Start PROG in this control group, which must be for it alone
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     cgroup: Option<PathBuf>,
 
     /// Start PROG without arguments if none are given, instead of with the daemon's
@@ -98,11 +99,11 @@ pub struct Args {
     json: bool,
 
     /// The program; a name without a slash is looked up in PATH
-    #[arg(value_name = "PROG")]
+    #[arg(value_name = "PROG", value_hint = ValueHint::CommandName)]
     program: PathBuf,
 
     /// Its arguments [default: those of the running daemon]
-    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true, value_hint = ValueHint::AnyPath)]
     args: Vec<String>,
 }
 
