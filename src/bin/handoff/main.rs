@@ -6,6 +6,7 @@ mod demo;
 mod duration;
 mod exit;
 mod health;
+mod hold_fds;
 mod journal;
 mod kvd;
 mod link;
@@ -53,6 +54,7 @@ enum Command {
     Status(status::Args),
     Commit(commit::Args),
     Abort(abort::Args),
+    HoldFds(hold_fds::Args),
     Lock(lock::Args),
     Journal(journal::Args),
     Kvd(kvd::Args),
@@ -66,6 +68,7 @@ impl Command {
             Self::Status(_) => "status",
             Self::Commit(_) => "commit",
             Self::Abort(_) => "abort",
+            Self::HoldFds(_) => "hold-fds",
             Self::Lock(_) => "lock",
             Self::Journal(_) => "journal",
             Self::Kvd(_) => "kvd",
@@ -79,6 +82,7 @@ impl Command {
             Self::Status(args) => status::run(&args),
             Self::Commit(args) => commit::run(&args),
             Self::Abort(args) => abort::run(&args),
+            Self::HoldFds(args) => hold_fds::run(&args),
             Self::Lock(args) => lock::run(&args),
             Self::Journal(args) => journal::run(args),
             Self::Kvd(args) => kvd::run(args),
