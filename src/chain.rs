@@ -65,6 +65,20 @@ impl Chain {
         Ok(())
     }
 
+    /// Returns the first listening socket of this name.
+    pub fn listener(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        self.listeners().find(|(other, _)| *other == name).map(|(_, fd)| fd)
+    }
+
+    /// Makes sure that what is called a listening socket can take connections or packets.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Descriptor`] names the first that cannot.
+    pub fn check_listeners(&self) -> Result<()> {
+        self.listeners().try_for_each(|(name, fd)| fds::check_listener(name, fd))
+    }
+
     /// Returns the first descriptor of this role.
     pub fn get(&self, role: &Role) -> Option<BorrowedFd<'_>> {
         self.held.iter().find(|(other, _)| other == role).map(|(_, fd)| fd.as_fd())

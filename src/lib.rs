@@ -116,6 +116,7 @@ pub mod error;
 pub mod fds;
 pub mod incumbent;
 pub mod journal;
+pub mod listen;
 pub mod proto;
 mod recover;
 pub mod role;

@@ -8,6 +8,7 @@ mod duration;
 mod exec_successor;
 mod exit;
 mod health;
+mod hold_fds;
 mod journal;
 mod kvd;
 mod link;
@@ -60,6 +61,7 @@ enum Command {
     Status(status::Args),
     Commit(commit::Args),
     Abort(abort::Args),
+    HoldFds(hold_fds::Args),
     Lock(lock::Args),
     Drain(drain::Args),
     Seal(seal::Args),
@@ -76,6 +78,7 @@ impl Command {
             Self::Status(_) => "status",
             Self::Commit(_) => "commit",
             Self::Abort(_) => "abort",
+            Self::HoldFds(_) => "hold-fds",
             Self::Lock(_) => "lock",
             Self::Drain(_) => "drain",
             Self::Seal(_) => "seal",
@@ -92,6 +95,7 @@ impl Command {
             Self::Status(args) => status::run(&args),
             Self::Commit(args) => commit::run(&args),
             Self::Abort(args) => abort::run(&args),
+            Self::HoldFds(args) => hold_fds::run(&args),
             Self::Lock(args) => lock::run(&args),
             Self::Drain(args) => drain::run(&args),
             Self::Seal(args) => seal::run(&args),
