@@ -5,12 +5,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::data_dir::{self, DataDirLock};
 use crate::error::{Error, Result};
 use crate::fds::{self, HANDOFF_FDS, LISTEN_START, Role};
-use crate::sys::inherit;
 use crate::sys::spawn::{Image, Program};
+use crate::sys::{file, inherit};
 
 /// The variable that stands in for the option `--control`.
 pub const CONTROL_VAR: &str = "HANDOFF_CONTROL";
@@ -35,13 +36,21 @@ pub struct Chain {
 
 impl Chain {
     /// Takes what this process inherited: the fd table, each entry verified, or else what `LISTEN_FDS` says. The variables are taken
-    /// out of the environment; to be called before the process starts threads.
+    /// out of the environment; to be called before the process starts threads. A lock that came along is also there for the
+    /// [`DataDirLock::acquire`] that asks for its directory: opened anew, its file would be locked by this very chain.
     ///
     /// # Errors
     ///
-    /// [`Error::Descriptor`] for a descriptor that is closed or another one than was passed, [`Error::Invalid`] for a malformed table.
+    /// [`Error::Descriptor`] for a descriptor that is closed or another one than was passed, [`Error::Invalid`] for a malformed table;
+    /// [`Error::Io`] where there are no more descriptors.
     pub fn inherit() -> Result<Self> {
-        Ok(Self { held: fds::take()?, ..Self::default() })
+        let held = fds::take()?;
+        for (_, fd) in held.iter().filter(|(role, _)| *role == Role::Lock) {
+            let copy =
+                fd.try_clone().map_err(|e| Error::io("copy the descriptor of an inherited lock", e))?;
+            data_dir::offer_inherited(copy);
+        }
+        Ok(Self { held, ..Self::default() })
     }
 
     /// Adds a descriptor.
@@ -79,9 +88,32 @@ impl Chain {
         self.listeners().try_for_each(|(name, fd)| fds::check_listener(name, fd))
     }
 
+    /// Adds the lock of a data directory, unless the chain has it already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] where there are no more descriptors.
+    pub fn add_lock(&mut self, lock: &DataDirLock) -> Result<()> {
+        let identify =
+            |fd: BorrowedFd<'_>| file::identity(fd).map_err(|e| Error::io("look at an inherited lock", e));
+        let wanted = identify(lock.as_fd())?;
+        for (_, fd) in self.held.iter().filter(|(role, _)| *role == Role::Lock) {
+            if identify(fd.as_fd())? == wanted {
+                return Ok(());
+            }
+        }
+        self.add(Role::Lock, lock.try_clone_fd()?);
+        Ok(())
+    }
+
     /// Returns the first descriptor of this role.
     pub fn get(&self, role: &Role) -> Option<BorrowedFd<'_>> {
         self.held.iter().find(|(other, _)| other == role).map(|(_, fd)| fd.as_fd())
+    }
+
+    /// Returns the path of the file that the first descriptor of this role leads to.
+    pub fn path_of(&self, role: &Role) -> Option<PathBuf> {
+        std::fs::read_link(format!("/proc/self/fd/{}", self.get(role)?.as_raw_fd())).ok()
     }
 
     /// Takes out the first descriptor of this role: it is not handed on any more.

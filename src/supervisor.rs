@@ -229,6 +229,15 @@ impl Supervisor {
         }
     }
 
+    /// As [`resume_from_journal`](Self::resume_from_journal), in a journal that this process holds and goes on with.
+    ///
+    /// # Errors
+    ///
+    /// The journal cannot be read or written.
+    pub fn resume_in(&self, journal: &mut Journal) -> Result<Option<Recovered>> {
+        recover::recover_in(journal, &self.control)
+    }
+
     /// Replaces the daemon at the control path.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use crate::channel::{Channel, Incoming};
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::fds::{self, Plan};
-use crate::journal::{Actor, Event as Entry, Journal, Stamp};
+use crate::journal::{Actor, Event as Entry, Journal, Requester, Stamp};
 use crate::proto::driver::{Action, Input, Machine, Next, Order, Outcome, Phase, Refusal, Timer};
 use crate::proto::party::{ProcessId, Tree};
 use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Served};
@@ -873,6 +873,7 @@ impl<'a> Drive<'a> {
             incumbent: prepared.map(|prepared| prepared.incumbent.clone()),
             lock_file: prepared.map(|prepared| prepared.lock_file.clone()),
             generation: prepared.map(|prepared| prepared.generation),
+            by: Some(Box::new(Requester::of_this_process())),
         };
         journal.append(&self.handoff, Actor::Driver, entry)?;
         // While the incumbent serves; it is not synced again before the end.

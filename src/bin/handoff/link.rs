@@ -15,7 +15,8 @@ use crate::exit::{self, Exit};
 #[group(skip)]
 pub struct Next {
     /// The next program, which this process becomes, and its arguments
-    #[arg(value_name = "PROG", trailing_var_arg = true, allow_hyphen_values = true, value_hint = clap::ValueHint::CommandWithArguments)]
+    // No hyphens: `words` puts `--` before them, and what looks like an option before that is one, if a mistyped one.
+    #[arg(value_name = "PROG", trailing_var_arg = true, value_hint = clap::ValueHint::CommandWithArguments)]
     words: Vec<OsString>,
 }
 
@@ -27,6 +28,17 @@ pub struct Opened {
 }
 
 impl Next {
+    /// Whether nothing follows.
+    pub fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// Returns the words as a text, for a link that may take them for one.
+    pub fn text(&self) -> String {
+        let words: Vec<_> = self.words.iter().map(|word| word.to_string_lossy()).collect();
+        words.join(" ")
+    }
+
     /// Opens the program, if one follows; to be called before anything is changed.
     ///
     /// # Errors

@@ -48,6 +48,24 @@ impl Progress {
         Self { news: Some(news), thread: Some(std::thread::spawn(move || show(&told))) }
     }
 
+    /// Whether anything is shown.
+    pub fn is_shown(&self) -> bool {
+        self.news.is_some()
+    }
+
+    /// Whether it is one line that changes, rather than one for each phase.
+    pub fn is_drawn(&self) -> bool {
+        self.is_shown() && stderr().is_terminal()
+    }
+
+    /// Shows what is being waited for; only on a terminal.
+    pub fn wait_for(&self, what: String) {
+        if let Some(news) = &self.news {
+            // As in `show`.
+            let _ = news.send(News::Tick(what));
+        }
+    }
+
     pub fn show(&self, event: &Event<'_>) {
         let Some(news) = &self.news else { return };
         let told = match event {
