@@ -1,3 +1,6 @@
+mod begin;
+mod record;
+
 use std::fs;
 use std::io::{IsTerminal, stdout};
 use std::ops::ControlFlow;
@@ -9,21 +12,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use clap::ValueHint;
 use handoff::DataDirLock;
+use handoff::chain::Chain;
 use handoff::control::Control;
 use handoff::data_dir::FILE_NAME;
 use handoff::error::Error;
+use handoff::fds::Role;
 use handoff::journal::timeline::{TextOptions, Timeline, trace};
-use handoff::journal::{self, Contents, Event, Follower, HandoffSummary, utc};
+use handoff::journal::{self, Contents, Event, Follower, HandoffSummary, Journal, Unfinished, utc};
 use handoff::proto::driver::{Outcome, Refusal};
 use handoff::proto::record::{OwnerRecord, Program, Standing, boot_program};
 use handoff::supervisor::Supervisor;
-use handoff::sys::terminal;
+use handoff::sys::{append, terminal};
 use serde::Serialize;
 
 use crate::exit::{self, Exit};
 use crate::{logging, out};
 
-/// Ask the journal what happened, what is current and where the time went
+/// Begin and keep the journal, and ask it what happened, what is current and where the time went
 #[derive(clap::Args)]
 #[command(after_help = exit::after_help(EXAMPLES))]
 pub struct Args {
@@ -33,6 +38,7 @@ pub struct Args {
 
 const EXAMPLES: &str = r#"
   export HANDOFF_JOURNAL=/var/lib/kv/journal
+  handoff journal begin -- handoff drain -- handoff exec-successor kvd-v2
   handoff journal show --follow
   eval "exec $(handoff journal current --data-dir /var/lib/kv)"
   handoff journal timeline --svg last.svg
@@ -40,6 +46,8 @@ const EXAMPLES: &str = r#"
 
 #[derive(clap::Subcommand)]
 enum Question {
+    Begin(begin::Args),
+    Record(record::Args),
     Show(Show),
     Current(Current),
     Timeline(TimelineArgs),
@@ -156,9 +164,11 @@ const LOOK: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_secs(5);
 
 pub fn run(args: Args) -> anyhow::Result<Exit> {
-    logging::quietly("journal");
+    logging::quietly(args.question.name());
     let path = args.question.journal();
     let answered = match &args.question {
+        Question::Begin(args) => return begin::run(args),
+        Question::Record(args) => return record::run(args),
         Question::Show(args) => show(args),
         Question::Current(args) => current(args),
         Question::Timeline(args) => timeline(args),
@@ -173,12 +183,22 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
 }
 
 impl Question {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Begin(_) => begin::NAME,
+            Self::Record(_) => record::NAME,
+            _ => "journal",
+        }
+    }
+
     fn journal(&self) -> Option<&Path> {
         match self {
             Self::Show(Show { file, .. })
             | Self::Timeline(TimelineArgs { file, .. })
             | Self::Resume(Resume { file, .. }) => Some(&file.journal),
             Self::Current(args) => args.journal.as_deref(),
+            // They say themselves what is wrong.
+            Self::Begin(_) | Self::Record(_) => None,
             Self::Repair(args) => Some(&args.journal),
         }
     }
@@ -194,6 +214,17 @@ pub fn unreadable(command: &str, journal: Option<&Path>, e: Error) -> Exit {
         _ => return exit::fatal(command, &exit::attempt(e, "use the journal")),
     };
     exit::fatal_as(command, &anyhow!("read the journal: {e}; next: {next}"), Exit::Refused)
+}
+
+/// Goes on with the journal that this process inherited, if it is the one at the path.
+pub fn inherited(chain: &Chain, path: &Path) -> handoff::Result<Option<Journal>> {
+    let Some(fd) = chain.get(&Role::Journal) else { return Ok(None) };
+    let fd = fd.try_clone_to_owned().map_err(|e| Error::io("copy the journal's descriptor", e))?;
+    let file = fs::File::from(fd);
+    if !append::is_at(&file, path).map_err(|e| Error::io(format!("look at {}", path.display()), e))? {
+        return Ok(None);
+    }
+    Journal::adopt(file.into(), path).map(Some)
 }
 
 fn same(one: &Path, other: &Path) -> bool {
@@ -405,11 +436,7 @@ fn resume(args: &Resume) -> anyhow::Result<Exit> {
         let _ = out::line("nothing was left open")?;
         return Ok(Exit::Done);
     };
-    let named = match &open.handoff.begun {
-        Some(Event::Begun { control, .. }) => Some(control.clone()),
-        _ => None,
-    };
-    let control = args.control.clone().or(named).ok_or_else(|| Error::Invalid {
+    let control = args.control.clone().or_else(|| named_control(&open)).ok_or_else(|| Error::Invalid {
         detail: "the journal does not say where the daemon answers: give --control".to_owned(),
     })?;
     let supervisor = Supervisor::new(control)?.with_journal(&args.file.journal);
@@ -426,6 +453,16 @@ fn resume(args: &Resume) -> anyhow::Result<Exit> {
             let _ = out::line("nothing was left open")?;
             Ok(Exit::Done)
         }
+    }
+}
+
+/// Returns where the daemon answers, as the handoff's beginning has it.
+fn named_control(open: &Unfinished) -> Option<PathBuf> {
+    match &open.handoff.begun {
+        Some(Event::Begun { control, .. }) => {
+            Some(control.clone()).filter(|path| !path.as_os_str().is_empty())
+        }
+        _ => None,
     }
 }
 

@@ -10,6 +10,8 @@ use handoff::proto::wire::{Progress, Status};
 use serde::Serialize;
 
 use crate::exit::{self, Exit};
+use crate::phase::Common;
+use crate::progress::When;
 use crate::{duration, out, status};
 
 /// What `commit` and `abort` have in common.
@@ -27,6 +29,13 @@ pub struct Args {
     /// Print the verdict as one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+impl Args {
+    /// Returns the options that every phase has.
+    pub fn as_common(&self, progress: When) -> Common {
+        Common { control: self.control.clone(), progress, json: self.json }
+    }
 }
 
 /// Between two questions for who serves.
@@ -125,6 +134,11 @@ impl Settled {
             "committed" => Exit::Refused,
             _ => Exit::Undecided,
         })
+    }
+
+    /// Whether this is how it ended.
+    pub fn is(&self, outcome: &str) -> bool {
+        self.outcome == outcome
     }
 
     fn line(&self) -> String {
