@@ -1,6 +1,7 @@
 //! The `handoff` command: replaces the binary of a running stateful daemon.
 
 mod abort;
+mod ahead;
 mod commit;
 mod demo;
 mod drain;
@@ -28,6 +29,7 @@ mod summary;
 mod swap;
 mod words;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -107,8 +109,7 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    let words = words::end_options(&Cli::command(), std::env::args_os().collect());
-    let cli = match Cli::try_parse_from(words) {
+    let cli = match parse(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(e) => return explain_usage(&e).into(),
     };
@@ -117,6 +118,11 @@ fn main() -> ExitCode {
     }
     let name = cli.command.name();
     cli.command.run().unwrap_or_else(|e| exit::fatal(name, &e)).into()
+}
+
+/// Reads a command line, its first word being our own name.
+fn parse(words: Vec<OsString>) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(words::end_options(&Cli::command(), words))
 }
 
 /// Prints help, or what is wrong with the command line.
