@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::proto::record::{self, Defect, OwnerRecord, Reading};
 use crate::sys::file::{self, Identity};
-use crate::sys::lock::{self, Fate, Holder};
+use crate::sys::lock::{self, Fate, Holder, Holding};
 use crate::sys::poll;
 
 /// The name of the lock file, unless [`LockOptions::file_name`] says otherwise.
@@ -258,10 +258,19 @@ impl DataDirLock {
     ///
     /// [`Error::Io`] if the file cannot be looked at.
     pub fn who(dir_or_file: impl AsRef<Path>) -> Result<Vec<Holder>> {
+        Self::holding(dir_or_file).map(|holding| holding.holders)
+    }
+
+    /// As [`who`](Self::who), and whether it is locked at all, as it also is by a process that cannot be seen.
+    ///
+    /// # Errors
+    ///
+    /// As [`who`](Self::who).
+    pub fn holding(dir_or_file: impl AsRef<Path>) -> Result<Holding> {
         let path = lock_file_of(dir_or_file.as_ref());
         let identity =
             file::identity_at(&path).map_err(|e| Error::io(format!("look at {}", path.display()), e))?;
-        Ok(identity.map(lock::holders).unwrap_or_default())
+        Ok(identity.map(lock::holding).unwrap_or_default())
     }
 
     /// Returns a copy of the descriptor to pass on; from now on the lock lives as long as its last copy.
@@ -366,11 +375,13 @@ impl LockOptions {
         let deadline = poll::after(self.wait);
         let mut pause = FIRST_PAUSE;
         loop {
-            if let Some(file) = place.lock_file_at_path()? {
-                return DataDirLock::under_lock(file, place, false);
-            }
+            let attempt = match place.lock_file_at_path()? {
+                Some(file) => DataDirLock::under_lock(file, place.clone(), false),
+                None => Err(Error::Locked { path: place.path.clone(), holders: Vec::new() }),
+            };
+            let Err(Error::Locked { holders, .. }) = &attempt else { return attempt };
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(place.locked());
+                return if holders.is_empty() { Err(place.locked()) } else { attempt };
             }
             sleep_longer(&mut pause, deadline);
         }
@@ -389,8 +400,7 @@ impl LockOptions {
         let name = Path::new(&self.file_name);
         let mut components = name.components();
         if !matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)) {
-            let detail =
-                format!("the lock file's name must be a name in the data directory, not {}", name.display());
+            let detail = format!("the lock file's name must be a name in the data directory, not {name:?}");
             return Err(Error::Invalid { detail });
         }
         let dir = dir.canonicalize().map_err(|e| {

@@ -99,6 +99,30 @@ pub fn check_name(name: &str) -> Result<()> {
     Err(Error::Invalid { detail })
 }
 
+/// Makes sure that a descriptor is a socket that takes connections, or packets at an address.
+///
+/// # Errors
+///
+/// [`Error::Descriptor`] says what it is instead.
+pub fn check_listener(name: &str, fd: BorrowedFd<'_>) -> Result<()> {
+    let what = match socket::kind(fd) {
+        Ok(kind) if kind.listening => return Ok(()),
+        Ok(kind) if is_datagram(&kind) && is_bound(&kind) => return Ok(()),
+        Ok(kind) if is_datagram(&kind) => "a socket without an address, to which nobody can send",
+        Ok(_) => "a socket that does not listen, such as a single connection (Accept=yes, or inetd's nowait)",
+        Err(_) => "no socket",
+    };
+    Err(Error::Descriptor {
+        name: name.to_owned(),
+        fd: fd.as_raw_fd(),
+        detail: format!("it should be a listening socket and is {what}"),
+    })
+}
+
+fn is_bound(kind: &SocketKind) -> bool {
+    !kind.local_address.is_empty() && !kind.local_address.ends_with(":0")
+}
+
 /// Returns the table's text for descriptors that will be at these numbers.
 ///
 /// # Errors

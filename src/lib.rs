@@ -116,11 +116,13 @@ pub mod error;
 pub mod fds;
 pub mod incumbent;
 pub mod journal;
+pub mod listen;
 pub mod proto;
 mod recover;
 pub mod role;
 mod serve;
 mod session;
+pub mod steps;
 pub mod supervisor;
 #[doc(hidden)]
 pub mod sys;

@@ -12,7 +12,8 @@ use super::record::{Actor, Event, Record, Stamp, utc};
 pub struct HandoffSummary {
     /// Its id.
     pub id: String,
-    /// What was asked for: the `Begun` event, where the file still has it.
+    /// What was asked for: the `Begun` event, where the file still has it. Where several links told what they knew, the last one's
+    /// word counts, and what it did not know is an earlier one's.
     pub begun: Option<Event>,
     /// Its first record.
     pub started: Stamp,
@@ -177,7 +178,7 @@ impl HandoffSummary {
     fn take(&mut self, record: &Record) {
         self.last = record.stamp.clone();
         match &record.event {
-            begun @ Event::Begun { .. } => self.begun = Some(begun.clone()),
+            begun @ Event::Begun { .. } => self.begun = Some(joined(self.begun.take(), begun.clone())),
             Event::Phase { name } => {
                 self.phases.push(Mark {
                     name: name.clone(),
@@ -207,6 +208,41 @@ impl HandoffSummary {
     fn end(&mut self, outcome: Outcome, record: &Record) {
         self.outcome = outcome;
         self.ended = Some(record.stamp.clone());
+    }
+}
+
+/// Returns what two `Begun` events know together. The program and its arguments are one piece of news.
+fn joined(earlier: Option<Event>, later: Event) -> Event {
+    let Some(Event::Begun {
+        binary: binary_before,
+        args: args_before,
+        build_id: build_id_before,
+        control: control_before,
+        data_dir: data_dir_before,
+        lock_file: lock_file_before,
+        generation: generation_before,
+        incumbent: incumbent_before,
+        by: by_before,
+    }) = earlier
+    else {
+        return later;
+    };
+    let Event::Begun { binary, args, build_id, control, data_dir, lock_file, generation, incumbent, by } =
+        later
+    else {
+        return later;
+    };
+    let is_named = binary.is_some();
+    Event::Begun {
+        binary: binary.or(binary_before),
+        args: if is_named { args } else { args_before },
+        build_id: if is_named { build_id } else { build_id_before },
+        control: if control.as_os_str().is_empty() { control_before } else { control },
+        data_dir: data_dir.or(data_dir_before),
+        lock_file: lock_file.or(lock_file_before),
+        generation: generation.or(generation_before),
+        incumbent: incumbent.or(incumbent_before),
+        by: by.or(by_before),
     }
 }
 

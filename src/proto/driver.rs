@@ -89,6 +89,20 @@ pub enum Outcome {
     Undecided(String),
 }
 
+impl Outcome {
+    /// Returns the outcome's name, as reports show it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::RolledBack(_) => "rolled-back",
+            Self::Retired => "retired",
+            Self::Refused(_) => "refused",
+            Self::NothingServing(_) => "nothing-serving",
+            Self::Undecided(_) => "undecided",
+        }
+    }
+}
+
 /// Why nothing was begun.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {

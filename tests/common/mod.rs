@@ -3,6 +3,7 @@
 
 #[path = "../../src/bin/handoff/load.rs"]
 pub mod load;
+pub mod said;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -186,7 +187,8 @@ pub fn has_script() -> bool {
     has_tool("bsdutils", Command::new("script").arg("--version"))
 }
 
-fn has_tool(package: &str, command: &mut Command) -> bool {
+/// Returns whether a tool of a Debian package is there; says loudly that a test is skipped if not, and fails in CI.
+pub fn has_tool(package: &str, command: &mut Command) -> bool {
     let there = command.output().is_ok_and(|output| output.status.success());
     if !there {
         eprintln!("skipped: needs {package}");

@@ -3,9 +3,12 @@
 mod abort;
 mod commit;
 mod demo;
+mod drain;
 mod duration;
+mod exec_successor;
 mod exit;
 mod health;
+mod hold_fds;
 mod journal;
 mod kvd;
 mod link;
@@ -13,7 +16,12 @@ mod load;
 mod lock;
 mod logging;
 mod out;
+#[cfg(test)]
+mod pages;
+mod phase;
 mod progress;
+mod reuse;
+mod seal;
 mod settle;
 mod status;
 mod summary;
@@ -52,7 +60,11 @@ enum Command {
     Status(status::Args),
     Commit(commit::Args),
     Abort(abort::Args),
+    HoldFds(hold_fds::Args),
     Lock(lock::Args),
+    Drain(drain::Args),
+    Seal(seal::Args),
+    ExecSuccessor(exec_successor::Args),
     Journal(journal::Args),
     Kvd(kvd::Args),
 }
@@ -65,7 +77,11 @@ impl Command {
             Self::Status(_) => "status",
             Self::Commit(_) => "commit",
             Self::Abort(_) => "abort",
+            Self::HoldFds(_) => "hold-fds",
             Self::Lock(_) => "lock",
+            Self::Drain(_) => "drain",
+            Self::Seal(_) => "seal",
+            Self::ExecSuccessor(_) => "exec-successor",
             Self::Journal(_) => "journal",
             Self::Kvd(_) => "kvd",
         }
@@ -78,7 +94,11 @@ impl Command {
             Self::Status(args) => status::run(&args),
             Self::Commit(args) => commit::run(&args),
             Self::Abort(args) => abort::run(&args),
+            Self::HoldFds(args) => hold_fds::run(&args),
             Self::Lock(args) => lock::run(&args),
+            Self::Drain(args) => drain::run(&args),
+            Self::Seal(args) => seal::run(&args),
+            Self::ExecSuccessor(args) => exec_successor::run(&args),
             Self::Journal(args) => journal::run(args),
             Self::Kvd(args) => kvd::run(args),
         }

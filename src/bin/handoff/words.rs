@@ -17,10 +17,16 @@ pub fn end_options(cli: &Command, mut words: Vec<OsString>) -> Vec<OsString> {
 
 fn program_at(cli: &Command, words: &[OsString]) -> Option<usize> {
     let global: Vec<&Arg> = cli.get_arguments().collect();
-    let name = first_operand(words, 1, &global)?;
-    let command = cli.find_subcommand(&words[name]).filter(|command| takes_program(command))?;
-    let options: Vec<&Arg> = command.get_arguments().chain(global).collect();
-    first_operand(words, name + 1, &options)
+    let (mut command, mut from) = (cli, 1);
+    loop {
+        let options: Vec<&Arg> = command.get_arguments().chain(global.iter().copied()).collect();
+        let word = first_operand(words, from, &options)?;
+        match command.find_subcommand(&words[word]) {
+            // `journal begin` is a link, and `journal show` is none.
+            Some(subcommand) => (command, from) = (subcommand, word + 1),
+            None => return takes_program(command).then_some(word),
+        }
+    }
 }
 
 fn takes_program(command: &Command) -> bool {
@@ -83,6 +89,13 @@ mod tests {
             ("handoff swap --json -- -x", "handoff swap --json -- -x"),
             ("handoff swap --json", "handoff swap --json"),
             ("handoff status --json x", "handoff status --json x"),
+            ("handoff journal begin kvd --json", "handoff journal begin -- kvd --json"),
+            (
+                "handoff journal --verbose begin --journal swap kvd",
+                "handoff journal --verbose begin --journal swap -- kvd",
+            ),
+            ("handoff journal timeline x --svg f", "handoff journal timeline x --svg f"),
+            ("handoff lock --wait 1s dir ls -l", "handoff lock --wait 1s -- dir ls -l"),
         ] {
             assert_eq!(ended(line), expected);
         }

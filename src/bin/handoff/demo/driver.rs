@@ -106,12 +106,8 @@ impl Ended {
     /// Returns what an outcome amounts to.
     pub fn of(outcome: &Outcome) -> Self {
         let kind = match outcome {
-            Outcome::Committed => "committed",
             Outcome::RolledBack(reason) => reason.kind(),
-            Outcome::Retired => "retired",
-            Outcome::Refused(_) => "refused",
-            Outcome::NothingServing(_) => "nothing-serving",
-            Outcome::Undecided(_) => "undecided",
+            other => other.name(),
         };
         let reason = match outcome {
             Outcome::Committed | Outcome::Retired => String::new(),

@@ -1,0 +1,62 @@
+# The program that follows a link is completed as it would be completed alone.
+_handoff_chain() {
+    local path= dashes= at=1 count=0 word REPLY
+    while ((at < COMP_CWORD)); do
+        word=${COMP_WORDS[at]}
+        if [[ -z $dashes && $word == -- ]]; then
+            dashes=yes
+        elif [[ -z $dashes && $word == -?* ]]; then
+            if [[ ${COMP_WORDS[at + 1]} == '=' ]]; then
+                ((at += 2))
+            elif _handoff_takes_value "$path" "$word"; then
+                ((at += 1))
+            fi
+        elif _handoff_operand "$path" "$word" && [[ $REPLY == command ]]; then
+            path+=${path:+ }$word
+        elif _handoff_operand "$path" "$count" && [[ $REPLY == program ]]; then
+            break
+        else
+            ((count += 1))
+            # Bash splits words at colons and equals signs; an address is one word.
+            while [[ ${COMP_WORDS[at + 1]} == [:=]* ]] && ((at + 1 < COMP_CWORD)); do
+                ((at += 2))
+            done
+        fi
+        ((at += 1))
+    done
+    if ((at < COMP_CWORD)); then
+        _handoff_delegate "$at"
+    elif ((at > COMP_CWORD)) || [[ -z $dashes && $2 == -* ]] || ! _handoff_operand "$path" "$count"; then
+        _handoff "$@"
+    else
+        _handoff_complete_operand "$REPLY" "$2"
+    fi
+}
+
+# Completes a word ($2) of this kind ($1).
+_handoff_complete_operand() {
+    local IFS=$'\n'
+    case $1 in
+        program) COMPREPLY=($(compgen -c -- "$2")) ;;
+        directory) COMPREPLY=($(compgen -d -- "$2")) ;;
+        *) COMPREPLY=($(compgen -f -- "$2")) ;;
+    esac
+    compopt -o filenames
+}
+
+# Completes the command that begins at this word ($1).
+_handoff_delegate() {
+    if [[ ${COMP_WORDS[$1]##*/} == handoff ]]; then
+        local words=("${COMP_WORDS[@]:$1}") cword=$((COMP_CWORD - $1))
+        local COMP_WORDS=("${words[@]}") COMP_CWORD=$cword
+        _handoff_chain "${words[0]}" "${words[cword]}" "${words[cword - 1]}"
+    elif declare -F _comp_command_offset >/dev/null; then
+        _comp_command_offset "$1"
+    elif declare -F _command_offset >/dev/null; then
+        _command_offset "$1"
+    else
+        COMPREPLY=()
+    fi
+}
+
+complete -F _handoff_chain -o bashdefault -o default handoff
