@@ -114,13 +114,17 @@ impl Command {
 /// Adds a command's arguments to its definition.
 type Augment = fn(clap::Command) -> clap::Command;
 
-const DEFINITIONS: [(&str, Augment); 8] = [
+const DEFINITIONS: [(&str, Augment); 12] = [
     ("demo", demo::Args::augment_args),
     ("swap", swap::Args::augment_args),
     ("status", status::Args::augment_args),
     ("commit", commit::Args::augment_args),
     ("abort", abort::Args::augment_args),
+    ("hold-fds", hold_fds::Args::augment_args),
     ("lock", lock::Args::augment_args),
+    ("drain", drain::Args::augment_args),
+    ("seal", seal::Args::augment_args),
+    ("exec-successor", exec_successor::Args::augment_args),
     ("journal", journal::Args::augment_args),
     ("kvd", kvd::Args::augment_args),
 ];
