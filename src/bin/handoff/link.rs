@@ -11,7 +11,7 @@ use handoff::sys::spawn::Program;
 use crate::exit::{self, Exit};
 
 /// The rest of the command line.
-#[derive(Clone, clap::Args)]
+#[derive(Clone, Debug, PartialEq, clap::Args)]
 #[group(skip)]
 pub struct Next {
     /// The next program, which this process becomes, and its arguments
@@ -28,6 +28,11 @@ pub struct Opened {
 }
 
 impl Next {
+    /// Returns what follows an operand.
+    pub fn new(words: &[OsString]) -> Self {
+        Self { words: words.to_vec() }
+    }
+
     /// Whether nothing follows.
     pub fn is_empty(&self) -> bool {
         self.words.is_empty()

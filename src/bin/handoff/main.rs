@@ -131,19 +131,28 @@ const DEFINITIONS: [(&str, Augment); 12] = [
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
+    let command = match lock::Args::plain(&words) {
+        Some(args) => Command::Lock(args),
+        None => match parse(words) {
+            Ok(command) => command,
+            Err(exit) => return exit.into(),
+        },
+    };
+    let name = command.name();
+    command.run().unwrap_or_else(|e| exit::fatal(name, &e)).into()
+}
+
+/// Reads the command line; where there is nothing to run, says why and returns the exit code.
+fn parse(words: Vec<OsString>) -> Result<Command, Exit> {
     let mut definition = definition(words.get(1).map(OsString::as_os_str));
     let parsed = definition
         .try_get_matches_from_mut(words::end_options(&definition, words))
         .and_then(|matches| Ok((Root::from_arg_matches(&matches)?, Command::from_arg_matches(&matches)?)));
-    let (root, command) = match parsed {
-        Ok(parsed) => parsed,
-        Err(e) => return explain_usage(&e.format(&mut definition)).into(),
-    };
+    let (root, command) = parsed.map_err(|e| explain_usage(&e.format(&mut definition)))?;
     if root.verbose {
         logging::be_verbose();
     }
-    let name = command.name();
-    command.run().unwrap_or_else(|e| exit::fatal(name, &e)).into()
+    Ok(command)
 }
 
 /// Returns what the command line is parsed by. A link of a chain must start fast: if the first word names a command, the
@@ -154,6 +163,7 @@ fn definition(first: Option<&OsStr>) -> clap::Command {
         None => Command::augment_subcommands(Root::command()),
     }
 }
+
 /// Prints help, or what is wrong with the command line.
 fn explain_usage(e: &clap::Error) -> Exit {
     // There is nowhere to say that standard error is closed.
