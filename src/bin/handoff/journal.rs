@@ -78,7 +78,7 @@ struct Show {
 
 /// Show which program is current, and which evidence says so
 ///
-/// The first line is the command to start. The owner record in the data directory decides where there is one; the journal comes
+/// The first line is the command to start, in the directory that the daemon was started in, which needs env(1) with --chdir. The owner record in the data directory decides where there is one; the journal comes
 /// second.
 #[derive(clap::Args)]
 #[command(after_help = exit::after_help("
@@ -319,7 +319,7 @@ fn current(args: &Current) -> anyhow::Result<Exit> {
         let _ = out::json(&answer)?;
         return Ok(Exit::Done);
     }
-    let command = out::command_line(&answer.program.binary, &answer.program.args);
+    let command = out::start_line(&answer.program);
     // The command alone goes to a program that reads it; the evidence is for people.
     let _ = out::line(&command)?;
     answer.evidence.iter().for_each(|line| out::say("journal", "info", line));
@@ -359,7 +359,7 @@ impl Answer {
         }
         if let Some(noted) = &in_journal {
             // A rollback and a restart count generations, and change nothing about the program.
-            let agrees = program.as_ref().map(|program| *program == program_of(noted));
+            let agrees = program.as_ref().map(|program| is_the_same(program, noted));
             let word = match agrees {
                 Some(true) => "the journal agrees",
                 Some(false) => "the journal knows of another program",
@@ -387,7 +387,16 @@ fn of_record(record: &OwnerRecord, path: &Path, args_dropped: bool) -> String {
 }
 
 fn program_of(current: &journal::Current) -> Program {
-    Program { binary: current.binary.clone(), args: current.args.clone(), build_id: current.build_id.clone() }
+    Program {
+        binary: current.binary.clone(),
+        args: current.args.clone(),
+        build_id: current.build_id.clone(),
+        directory: None,
+    }
+}
+
+fn is_the_same(program: &Program, noted: &journal::Current) -> bool {
+    (&program.binary, &program.args, &program.build_id) == (&noted.binary, &noted.args, &noted.build_id)
 }
 
 // ---- timeline

@@ -196,10 +196,11 @@ fn tell_of(recovered: &handoff::supervisor::Recovered) {
 
 fn spec(args: &Args, running: &Status) -> anyhow::Result<SpawnSpec> {
     let reuse = args.args.is_empty() && !args.no_reuse_args;
+    let (words, directory) = if reuse { reused(running)? } else { (args.args.clone(), None) };
     Ok(SpawnSpec {
         binary: full_path(&args.program)?,
-        args: if reuse { arguments_of(running)? } else { args.args.clone() },
-        directory: if reuse { directory_of(running) } else { None },
+        args: words,
+        directory,
         env: args.env.clone(),
         drain_grace: args.drain_grace,
         deadline: args.deadline,
@@ -225,7 +226,8 @@ fn full_path(program: &Path) -> anyhow::Result<PathBuf> {
     Ok(program.to_owned())
 }
 
-fn arguments_of(running: &Status) -> anyhow::Result<Vec<String>> {
+/// Returns the daemon's arguments, and the directory that they may be relative to.
+fn reused(running: &Status) -> anyhow::Result<(Vec<String>, Option<PathBuf>)> {
     let unknown = |why: String| {
         let detail = format!("{why}; give PROG's arguments after it, or --no-reuse-args for none");
         anyhow::Error::from(Error::Invalid { detail }).context("learn the daemon's arguments")
@@ -233,7 +235,10 @@ fn arguments_of(running: &Status) -> anyhow::Result<Vec<String>> {
     let reading = status::reading_of(running).map_err(|e| unknown(e.to_string()))?;
     match reading.record {
         Some(_) if reading.args_dropped => Err(unknown("they do not fit into its owner record".to_owned())),
-        Some(record) if record.owner.pid == running.process.pid => Ok(record.owner.args),
+        Some(record) if record.owner.pid == running.process.pid => {
+            let directory = record.owner.directory.or_else(|| directory_of(running));
+            Ok((record.owner.args, directory))
+        }
         Some(record) => {
             let (owner, pid) = (record.owner.pid, running.process.pid);
             Err(unknown(format!("the owner record is of pid {owner}, and pid {pid} answers")))
@@ -242,7 +247,7 @@ fn arguments_of(running: &Status) -> anyhow::Result<Vec<String>> {
     }
 }
 
-/// Its arguments may hold paths that are relative to it.
+/// Where the record does not say it: a daemon of an earlier release, or a long path. It may have moved since.
 fn directory_of(running: &Status) -> Option<PathBuf> {
     match process::working_directory(running.process.pid) {
         Ok(directory) => Some(directory),
