@@ -7,11 +7,12 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use crate::data_dir::{self, DataDirLock};
+use crate::data_dir::{DataDirLock, LockOptions};
 use crate::error::{Error, Result};
 use crate::fds::{self, HANDOFF_FDS, LISTEN_START, Role};
+use crate::sys::file::{self, Identity};
+use crate::sys::inherit;
 use crate::sys::spawn::{Image, Program};
-use crate::sys::{file, inherit};
 
 /// The variable that stands in for the option `--control`.
 pub const CONTROL_VAR: &str = "HANDOFF_CONTROL";
@@ -36,21 +37,13 @@ pub struct Chain {
 
 impl Chain {
     /// Takes what this process inherited: the fd table, each entry verified, or else what `LISTEN_FDS` says. The variables are taken
-    /// out of the environment; to be called before the process starts threads. A lock that came along is also there for the
-    /// [`DataDirLock::acquire`] that asks for its directory: opened anew, its file would be locked by this very chain.
+    /// out of the environment; to be called before the process starts threads.
     ///
     /// # Errors
     ///
-    /// [`Error::Descriptor`] for a descriptor that is closed or another one than was passed, [`Error::Invalid`] for a malformed table;
-    /// [`Error::Io`] where there are no more descriptors.
+    /// [`Error::Descriptor`] for a descriptor that is closed or another one than was passed, [`Error::Invalid`] for a malformed table.
     pub fn inherit() -> Result<Self> {
-        let held = fds::take()?;
-        for (_, fd) in held.iter().filter(|(role, _)| *role == Role::Lock) {
-            let copy =
-                fd.try_clone().map_err(|e| Error::io("copy the descriptor of an inherited lock", e))?;
-            data_dir::offer_inherited(copy);
-        }
-        Ok(Self { held, ..Self::default() })
+        Ok(Self { held: fds::take()?, ..Self::default() })
     }
 
     /// Adds a descriptor.
@@ -88,22 +81,42 @@ impl Chain {
         self.listeners().try_for_each(|(name, fd)| fds::check_listener(name, fd))
     }
 
-    /// Adds the lock of a data directory, unless the chain has it already.
+    /// Takes the lock of a data directory and adds it. A chain that has it already goes on with it: opened anew, the file would be
+    /// locked by this very chain.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] where there are no more descriptors.
-    pub fn add_lock(&mut self, lock: &DataDirLock) -> Result<()> {
-        let identify =
-            |fd: BorrowedFd<'_>| file::identity(fd).map_err(|e| Error::io("look at an inherited lock", e));
-        let wanted = identify(lock.as_fd())?;
+    /// As [`LockOptions::acquire`].
+    pub fn lock(&mut self, options: &LockOptions, dir: &Path) -> Result<DataDirLock> {
+        let lock = match self.own_lock(options, dir)? {
+            Some(lock) => lock,
+            None => options.acquire(dir)?,
+        };
+        let copy = lock.try_clone_fd()?;
+        let identity = lock_identity(copy.as_fd())?;
+        // One description of the file has the lock, and it is this one.
+        self.held.retain(|(role, fd)| {
+            *role != Role::Lock || lock_identity(fd.as_fd()).is_ok_and(|other| other != identity)
+        });
+        self.add(Role::Lock, copy);
+        Ok(lock)
+    }
+
+    fn own_lock(&self, options: &LockOptions, dir: &Path) -> Result<Option<DataDirLock>> {
+        let Some(wanted) = options.identity_at(dir)? else { return Ok(None) };
         for (_, fd) in self.held.iter().filter(|(role, _)| *role == Role::Lock) {
-            if identify(fd.as_fd())? == wanted {
-                return Ok(());
+            if lock_identity(fd.as_fd())? != wanted {
+                continue;
             }
+            let copy =
+                fd.try_clone().map_err(|e| Error::io("copy the descriptor of an inherited lock", e))?;
+            return match options.adopt(copy, dir) {
+                // It was let go on the way, and somebody else has it: perhaps it is worth waiting for.
+                Err(Error::Locked { .. }) => Ok(None),
+                adopted => adopted.map(Some),
+            };
         }
-        self.add(Role::Lock, lock.try_clone_fd()?);
-        Ok(())
+        Ok(None)
     }
 
     /// Returns the first descriptor of this role.
@@ -220,6 +233,10 @@ impl Chain {
         }
         numbers
     }
+}
+
+fn lock_identity(fd: BorrowedFd<'_>) -> Result<Identity> {
+    file::identity(fd).map_err(|e| Error::io("look at an inherited lock", e))
 }
 
 /// Where descriptors will be.

@@ -109,6 +109,8 @@ impl Exit {
             Error::Locked { .. }
             | Error::LockReplaced { .. }
             | Error::NetworkFileSystem { .. }
+            | Error::NewerFormat { .. }
+            | Error::Foreign { .. }
             | Error::Busy { .. }
             | Error::Refused { .. }
             | Error::Aborted { .. }
