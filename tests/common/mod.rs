@@ -181,7 +181,7 @@ pub fn has_strace() -> bool {
     has_tool("strace", Command::new("strace").args(["-f", "--seccomp-bpf", "-e", "trace=none", "true"]))
 }
 
-fn has_tool(package: &str, command: &mut Command) -> bool {
+pub fn has_tool(package: &str, command: &mut Command) -> bool {
     let there = command.output().is_ok_and(|output| output.status.success());
     if !there {
         eprintln!("skipped: needs {package}");
