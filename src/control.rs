@@ -14,6 +14,12 @@ use crate::sys::{process, unix};
 /// Between two attempts to connect to a socket whose queue is full, or whose process has just been replaced.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// Returns whether connecting failed because nobody listens at the path.
+pub fn is_absent(e: &Error) -> bool {
+    let absent = |kind| matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+    matches!(e, Error::Io { source, .. } if absent(source.kind()))
+}
+
 /// A connection to a daemon's control socket, after both sides said hello.
 #[derive(Debug)]
 pub struct Control {

@@ -163,7 +163,8 @@ impl DataDirLock {
     /// Writes the record: one pwrite(2), and one fdatasync(2) if it must be durable when this returns.
     ///
     /// After records of other processes that may not be on disk, one fdatasync comes first; [`settle`](Self::settle)
-    /// takes that out of the gap.
+    /// takes that out of the gap. Before the first record the file and its directory are synced; no gap has that, since whoever hands
+    /// over has a record.
     ///
     /// # Errors
     ///
@@ -179,6 +180,10 @@ impl DataDirLock {
             .map_err(|oversized| Error::Invalid { detail: oversized.to_string() })?;
         if write.args_dropped {
             tracing::warn!(path = %self.path().display(), "the arguments do not fit into the owner record and are left out");
+        }
+        if reading.record.is_none() {
+            // Until there is one, nobody can tell whether the one who created the file lived to sync it.
+            file::sync_new(&self.file, self.dir()).map_err(|e| self.io("sync", e))?;
         }
         if write.sync_first {
             self.sync(reading.sequence)?;
@@ -453,7 +458,9 @@ impl DataDirLock {
         };
         lock.check_record_locks()?;
         let reading = lock.read()?;
-        lock.finish_creation(&reading)?;
+        if reading.unfinished {
+            file::write_at(&lock.file, &record::blank(), 0).map_err(|e| lock.io("write", e))?;
+        }
         check_generation(lock.path(), reading.record.as_ref())?;
         Ok(lock)
     }
@@ -465,17 +472,6 @@ impl DataDirLock {
         }
         let strangers = self.holders()?.into_iter().filter(|holder| holder.pid != self.owner_pid).collect();
         Err(Error::Locked { path: self.path().into(), holders: strangers })
-    }
-
-    /// Until there is a record, nobody can tell whether the one who created the file lived to sync it.
-    fn finish_creation(&self, reading: &Reading) -> Result<()> {
-        if reading.unfinished {
-            file::write_at(&self.file, &record::blank(), 0).map_err(|e| self.io("write", e))?;
-        }
-        if reading.record.is_none() {
-            file::sync_new(&self.file, self.dir()).map_err(|e| self.io("sync", e))?;
-        }
-        Ok(())
     }
 }
 

@@ -100,10 +100,12 @@ fn recover_within(
 
 /// What a recovery writes down of an answer that is final.
 fn found(parties: &Parties, outcome: &Outcome) -> Vec<Event> {
-    let conclusion = reason_of(outcome).unwrap_or_else(|| "committed".to_owned());
+    let plain = if *outcome == Outcome::Retired { "retired" } else { "committed" };
+    let conclusion = reason_of(outcome).unwrap_or_else(|| plain.to_owned());
     let ended = match outcome {
         Outcome::Committed => parties.record().map(|record| committed(&record)),
         Outcome::RolledBack(reason) => Some(Event::RolledBack { reason: reason.to_string() }),
+        Outcome::Retired => Some(Event::Retired),
         Outcome::Refused(_) | Outcome::NothingServing(_) | Outcome::Undecided(_) => None,
     };
     ended.into_iter().chain([Event::Recovered { conclusion }]).collect()
@@ -154,7 +156,7 @@ fn going_on(facts: &Facts) -> &'static str {
 /// Returns why a successor does not serve, as a sentence.
 pub(crate) fn reason_of(outcome: &Outcome) -> Option<String> {
     match outcome {
-        Outcome::Committed => None,
+        Outcome::Committed | Outcome::Retired => None,
         Outcome::RolledBack(reason) => Some(reason.to_string()),
         Outcome::Refused(Refusal::Busy { handoff, phase, age_ms }) => {
             Some(format!("busy: handoff {handoff} has been going on for {age_ms} ms and is in phase {phase}"))

@@ -144,6 +144,8 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The incumbent has sealed and ended without a successor: a planned stop.
+    Retired,
     /// The driver does not know how the handoff ended.
     Undecided {
         /// What it knows.
@@ -379,6 +381,7 @@ impl fmt::Display for Event {
                 gap_us.map_or(Ok(()), |gap| write!(f, ", gap {}", micros(gap)))
             }
             Self::RolledBack { reason } => write!(f, "rolled back: {reason}"),
+            Self::Retired => f.write_str("retired: the data is sealed, and nobody serves"),
             Self::Undecided { detail } => write!(f, "undecided: {detail}"),
             Self::Recovered { conclusion } => write!(f, "recovered: {conclusion}"),
             Self::Started { generation, binary, build_id, .. } => {

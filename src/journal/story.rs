@@ -53,7 +53,9 @@ pub enum Outcome {
         /// Why.
         reason: String,
     },
-    /// A recovery asked what is true, and it was neither of these.
+    /// The incumbent has sealed and ended without a successor.
+    Retired,
+    /// A recovery asked what is true, and it was none of these.
     Recovered {
         /// What it found.
         conclusion: String,
@@ -186,6 +188,7 @@ impl HandoffSummary {
             }
             Event::Committed { gap_us, .. } => self.end(Outcome::Committed { gap_us: *gap_us }, record),
             Event::RolledBack { reason } => self.end(Outcome::RolledBack { reason: reason.clone() }, record),
+            Event::Retired => self.end(Outcome::Retired, record),
             // The Committed or RolledBack that it found stands before it, and says more.
             Event::Recovered { conclusion } if self.ended.is_none() => {
                 self.end(Outcome::Recovered { conclusion: conclusion.clone() }, record);
@@ -258,6 +261,7 @@ impl fmt::Display for Outcome {
         match self {
             Self::Committed { .. } => f.write_str("committed"),
             Self::RolledBack { reason } => write!(f, "rolled back: {reason}"),
+            Self::Retired => f.write_str("retired"),
             Self::Recovered { conclusion } => write!(f, "recovered: {conclusion}"),
             Self::Undecided { detail } => write!(f, "undecided: {detail}"),
             Self::Unfinished => f.write_str("unfinished"),

@@ -2,11 +2,13 @@
 #![allow(unsafe_code, reason = "the one module that talks to the kernel; every block carries its argument")]
 
 pub mod append;
+pub mod bind;
 mod build_id;
 pub mod clock;
 pub(crate) mod file;
 pub mod inherit;
 pub mod lock;
+pub mod memory;
 pub mod poll;
 pub mod process;
 mod program;
@@ -20,3 +22,4 @@ mod start;
 pub mod terminal;
 pub mod tree;
 pub mod unix;
+pub mod users;

@@ -4,7 +4,9 @@ use std::fs;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -12,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::kill;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::time::TimeSpec;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 pub use crate::proto::party::ProcessId;
@@ -97,6 +100,21 @@ impl PidFd {
                 Err(e) => return Err(e.into()),
             }
         }
+    }
+
+    /// Returns how the process ended and reaps it, where it is a child of this process that has ended and was not reaped.
+    ///
+    /// # Errors
+    /// ECHILD where it is no child of this process.
+    pub fn try_reap(&self) -> io::Result<Option<ExitStatus>> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+        Ok(match waitid(Id::PIDFd(self.as_fd()), flags)? {
+            WaitStatus::Exited(_, code) => Some(ExitStatus::from_raw((code & 0xff) << 8)),
+            WaitStatus::Signaled(_, signal, dumped) => {
+                Some(ExitStatus::from_raw(signal as i32 | if dumped { 0x80 } else { 0 }))
+            }
+            _ => None,
+        })
     }
 
     /// Sends a signal; to a process that has ended it does nothing.

@@ -10,6 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use clap::ValueHint;
 use clap::builder::NonEmptyStringValueParser;
 use handoff::DataDirLock;
 use handoff::chain::Chain;
@@ -26,6 +27,7 @@ use handoff::sys::{append, terminal};
 use serde::Serialize;
 
 use crate::exit::{self, Exit};
+use crate::link::Next;
 use crate::{logging, out};
 
 /// Begin and keep the journal, and ask it what happened, what is current and where the time went
@@ -53,6 +55,21 @@ enum Question {
     Timeline(TimelineArgs),
     Resume(Resume),
     Repair(Repair),
+}
+
+impl Args {
+    /// Returns what follows, where something may.
+    pub fn next(&self) -> Option<&Next> {
+        match &self.question {
+            Question::Begin(args) => Some(&args.next),
+            Question::Record(args) => Some(&args.next),
+            Question::Show(_)
+            | Question::Current(_)
+            | Question::Timeline(_)
+            | Question::Resume(_)
+            | Question::Repair(_) => None,
+        }
+    }
 }
 
 /// Show what happened, one line an event
@@ -87,15 +104,15 @@ struct Show {
   handoff journal current --json | jq .evidence"))]
 struct Current {
     /// Read this journal
-    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     journal: Option<PathBuf>,
 
     /// Read the owner record in this data directory [default: the one that the daemon or the journal names]
-    #[arg(long, value_name = "DIR", env = "HANDOFF_DATA_DIR", hide_env_values = true)]
+    #[arg(long, value_name = "DIR", env = "HANDOFF_DATA_DIR", hide_env_values = true, value_hint = ValueHint::DirPath)]
     data_dir: Option<PathBuf>,
 
     /// Ask the daemon at this Unix socket which data directory it has
-    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     control: Option<PathBuf>,
 
     /// Print one JSON object
@@ -114,11 +131,11 @@ struct TimelineArgs {
     file: File,
 
     /// Write a picture to this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     svg: Option<PathBuf>,
 
     /// Write all handoffs to this file, for a viewer of trace events
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     trace: Option<PathBuf>,
 
     /// The handoff, or the beginning of its id [default: the last one]
@@ -137,7 +154,7 @@ struct Resume {
     file: File,
 
     /// Ask the daemon at this Unix socket [default: the one that the journal names]
-    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     control: Option<PathBuf>,
 }
 
@@ -171,7 +188,7 @@ impl Repair {
 #[derive(clap::Args)]
 struct File {
     /// Read this journal
-    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     journal: PathBuf,
 }
 
@@ -502,7 +519,7 @@ fn resume(args: &Resume) -> anyhow::Result<Exit> {
             let _ = out::line(&format!("handoff {}: {}", recovered.handoff_id, phrase(&recovered.outcome)))?;
             Ok(match recovered.outcome {
                 // It was asked how it ended, and that is known.
-                Outcome::Committed | Outcome::RolledBack(_) => Exit::Done,
+                Outcome::Committed | Outcome::RolledBack(_) | Outcome::Retired => Exit::Done,
                 other => Exit::for_outcome(&other),
             })
         }
@@ -528,6 +545,7 @@ pub fn phrase(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Committed => "committed".to_owned(),
         Outcome::RolledBack(reason) => format!("rolled back: {reason}"),
+        Outcome::Retired => "retired".to_owned(),
         Outcome::Refused(Refusal::Busy { handoff, phase, age_ms }) => {
             let age = crate::duration::show_ms(*age_ms);
             format!("busy: handoff {handoff} has been going on for {age} and is in phase {phase}")

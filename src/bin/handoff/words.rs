@@ -70,14 +70,11 @@ fn wants_next(word: &OsStr, options: &[&Arg]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
-    use crate::Cli;
 
     fn ended(line: &str) -> String {
         let words = line.split(' ').map(OsString::from).collect();
-        let words = end_options(&Cli::command(), words);
+        let words = end_options(&crate::definition(None), words);
         words.join(OsStr::new(" ")).to_string_lossy().into_owned()
     }
 
@@ -91,7 +88,8 @@ mod tests {
             ("handoff swap --unknown kvd", "handoff swap --unknown -- kvd"),
             ("handoff swap --json -- -x", "handoff swap --json -- -x"),
             ("handoff swap --json", "handoff swap --json"),
-            ("handoff status --json x", "handoff status --json x"),
+            ("handoff status --json x", "handoff status --json -- x"),
+            ("handoff demo --json x", "handoff demo --json x"),
             ("handoff journal begin kvd --json", "handoff journal begin -- kvd --json"),
             (
                 "handoff journal --verbose begin --journal swap kvd",
