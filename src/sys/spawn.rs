@@ -112,7 +112,7 @@ impl<'a> Image<'a> {
 
 /// A program to start as another process, which shares nothing with this one but what is named here.
 ///
-/// Its standard input is `/dev/null`, its signals are all at their defaults and none is blocked.
+/// Its signals are all at their defaults and none is blocked.
 #[derive(Debug)]
 pub struct Spawn<'a> {
     /// The program, with its arguments, environment and descriptors.
@@ -125,6 +125,8 @@ pub struct Spawn<'a> {
     pub cgroup: Option<PathBuf>,
     /// Its working directory, or ours.
     pub directory: Option<PathBuf>,
+    /// Its standard input, or `/dev/null`.
+    pub stdin: Option<BorrowedFd<'a>>,
     /// Its standard output, or ours.
     pub stdout: Option<BorrowedFd<'a>>,
     /// Its standard error, or ours.
@@ -140,6 +142,7 @@ impl<'a> Spawn<'a> {
             orphan: false,
             cgroup: None,
             directory: None,
+            stdin: None,
             stdout: None,
             stderr: None,
         }
@@ -197,7 +200,8 @@ impl<'a> Spawn<'a> {
             strays_max: strays_max(),
         };
         let mut command = Command::new(self.image.program.path());
-        command.stdin(Stdio::null()).stdout(stdio(self.stdout)?).stderr(stdio(self.stderr)?);
+        let stdin = if self.stdin.is_some() { stdio(self.stdin)? } else { Stdio::null() };
+        command.stdin(stdin).stdout(stdio(self.stdout)?).stderr(stdio(self.stderr)?);
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
