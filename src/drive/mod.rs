@@ -260,7 +260,11 @@ impl<'a> Drive<'a> {
             match self.inputs.pop_front() {
                 Some(input) => self.feed(&input)?,
                 None if self.is_held() && self.holds == Holds::Returning => return Ok(()),
-                None if self.leaves_trial && self.machine.phase == Phase::Baking => return Ok(()),
+                None if self.leaves_trial && self.machine.phase == Phase::Baking => {
+                    self.tell_journal();
+                    self.note_serving();
+                    return Ok(());
+                }
                 None => self.wait()?,
             }
         }
