@@ -112,6 +112,8 @@ impl Exit {
             Error::Locked { .. }
             | Error::LockReplaced { .. }
             | Error::NetworkFileSystem { .. }
+            | Error::NewerFormat { .. }
+            | Error::Foreign { .. }
             | Error::Busy { .. }
             | Error::Refused { .. }
             | Error::Aborted { .. }
@@ -163,8 +165,12 @@ fn message(e: &anyhow::Error) -> String {
         }
     }
     let line = parts.join(": ");
-    let verb = if line.starts_with(UNABLE) { "" } else { UNABLE };
-    format!("{verb}{line}")
+    match e.is::<Error>() && parts.len() == 1 {
+        _ if line.starts_with(UNABLE) => line,
+        // Without a context nobody said what was attempted.
+        true => format!("{UNABLE}go on: {line}"),
+        false => format!("{UNABLE}{line}"),
+    }
 }
 
 #[cfg(test)]

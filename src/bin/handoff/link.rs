@@ -12,7 +12,7 @@ use crate::ahead;
 use crate::exit::{self, Exit};
 
 /// The rest of the command line.
-#[derive(Clone, clap::Args)]
+#[derive(Clone, Debug, PartialEq, clap::Args)]
 #[group(skip)]
 pub struct Next {
     /// The next program, which this process becomes, and its arguments
@@ -29,6 +29,11 @@ pub struct Opened {
 }
 
 impl Next {
+    /// Returns what follows an operand.
+    pub fn new(words: &[OsString]) -> Self {
+        Self { words: words.to_vec() }
+    }
+
     /// Whether nothing follows.
     pub fn is_empty(&self) -> bool {
         self.words.is_empty()
@@ -120,7 +125,8 @@ pub fn unusable(command: &str, e: Error) -> Exit {
             ErrorKind::NotFound | ErrorKind::NotADirectory => Exit::NotFound,
             _ => Exit::System,
         },
+        Error::Invalid { .. } => Exit::Usage,
         _ => Exit::System,
     };
-    exit::fatal_as(command, &e.into(), exit)
+    exit::fatal_as(command, &exit::attempt(e, "become the next program"), exit)
 }

@@ -7,7 +7,7 @@
 use std::fmt::Write;
 use std::process::Command as Process;
 
-use clap::{Arg, Command, CommandFactory, ValueHint};
+use clap::{Arg, Command, ValueHint};
 use clap_complete::Generator;
 use clap_complete::aot::{Bash, Fish, Zsh};
 
@@ -15,7 +15,7 @@ use super::{Files, expect_files, root, run_tool};
 
 #[test]
 fn the_completions_are_those_of_the_definition() {
-    let mut cli = visible(&crate::Cli::command()).version(env!("CARGO_PKG_VERSION"));
+    let mut cli = visible(&crate::definition(None)).version(env!("CARGO_PKG_VERSION"));
     cli.build();
     let made = Files::from([
         ("handoff.bash".to_owned(), script(Bash, &cli) + &table(&cli, &BASH) + include_str!("chain.bash")),
