@@ -288,7 +288,8 @@ impl<'a> Page<'a> {
     }
 
     fn see_also(&mut self) -> String {
-        let by_hand = self.body("SEE ALSO");
+        // Names of pages as text, and not yet as troff.
+        let by_hand = self.body("SEE ALSO").replace("\\-", "-");
         let mut pages: Vec<&str> =
             by_hand.split([',', '\n']).map(str::trim).filter(|page| !page.is_empty()).collect();
         if !self.is_root() {
