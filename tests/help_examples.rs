@@ -1,4 +1,4 @@
-//! Every example in help, and so in the man pages, is run as it stands there: in a sandbox of its own, where the daemon, the paths
+//! Every example in help and in the man pages is run as it stands there: in a sandbox of its own, where the daemon, the paths
 //! and the programs are that it speaks of.
 #![allow(clippy::unwrap_used)]
 
@@ -63,7 +63,11 @@ fn examples(path: &[String]) -> Vec<Example> {
         }
         // What is set and started lasts; what is asked does not.
         let lasts = line.starts_with("export ") || line.ends_with('&');
-        found.push(Example { command: path.join(" "), line: line.clone(), before: before.clone() });
+        found.push(Example {
+            command: format!("handoff {}", path.join(" ")),
+            line: line.clone(),
+            before: before.clone(),
+        });
         before.extend(lasts.then_some(line));
     }
     let names = section("Commands:");
@@ -72,6 +76,37 @@ fn examples(path: &[String]) -> Vec<Example> {
         found.extend(examples(&[path, &[name.to_owned()]].concat()));
     }
     found
+}
+
+/// Returns the examples that stand in man pages by hand.
+fn examples_by_hand() -> Vec<Example> {
+    let mut found = vec![];
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/man/source")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        for block in text.split("\n.EX\n").skip(1).map(|rest| rest.split("\n.EE\n").next().unwrap()) {
+            let command = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let example = |line: String| Example { command: command.clone(), line, before: vec![] };
+            found.extend(lines_of(block).into_iter().map(example));
+        }
+    }
+    found
+}
+
+/// Returns what is to be run of a block of lines.
+fn lines_of(block: &str) -> Vec<String> {
+    let block = block.replace("\\\n", "");
+    if block.contains("socat") {
+        return vec![format!("{block} | grep status-report")];
+    }
+    if let Some(session) = block.strip_prefix("$ ") {
+        // What was started first reads what was typed then.
+        let (first, typed) = session.split_once('\n').unwrap();
+        return vec![format!("echo '{}' | {first}", typed.replace("$ ", ""))];
+    }
+    let is_command = |line: &&str| line.starts_with("handoff ") || line.starts_with("exec handoff ");
+    let is_form = |line: &str| line.contains("OPTIONS") || line.contains("REASON");
+    block.lines().filter(is_command).filter(|line| !is_form(line)).map(str::to_owned).collect()
 }
 
 impl Example {
@@ -118,17 +153,18 @@ fn every_example_works() {
     if !sandbox::is_possible()
         || !common::has_redis_tools()
         || !common::has_tool("jq", Command::new("jq").arg("--version"))
+        || !common::has_tool("socat", Command::new("socat").arg("-V"))
     {
         return;
     }
-    let examples = examples(&[]);
-    assert!(examples.len() > 20, "found only {} examples", examples.len());
+    let (in_help, by_hand) = (examples(&[]), examples_by_hand());
+    assert!(in_help.len() > 20 && by_hand.len() > 5, "found only {} and {}", in_help.len(), by_hand.len());
     let mut failed = vec![];
-    for example in &examples {
-        eprintln!("handoff {}: {}", example.command, example.line);
+    for example in in_help.iter().chain(&by_hand) {
+        eprintln!("{}: {}", example.command, example.line);
         let ran = sandbox::run(&example.lines());
         if let Some(wrong) = ran.iter().find(|ran| ran.code != 0) {
-            failed.push(format!("handoff {}: {}\n    {wrong:?}", example.command, example.line));
+            failed.push(format!("{}: {}\n    {wrong:?}", example.command, example.line));
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
