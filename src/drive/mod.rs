@@ -860,7 +860,7 @@ impl<'a> Drive<'a> {
     }
 
     /// A journal that cannot be begun refuses the swap: nothing has changed yet.
-    fn note_begun(&mut self) -> Result<()> {
+    pub(crate) fn note_begun(&mut self) -> Result<()> {
         self.tell_journal();
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let prepared = self.prepared.as_ref().map(|(prepared, _)| prepared);
@@ -876,8 +876,8 @@ impl<'a> Drive<'a> {
             by: Some(Box::new(Requester::of_this_process())),
         };
         journal.append(&self.handoff, Actor::Driver, entry)?;
-        // While the incumbent serves; it is not synced again before the end.
-        journal.sync()
+        // Only while the incumbent serves; it is not synced again before the end.
+        if self.machine.order == Order::Warm { journal.sync() } else { Ok(()) }
     }
 
     fn spawn(&mut self) -> Result<Successor> {
