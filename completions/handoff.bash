@@ -25,6 +25,15 @@ _handoff() {
             handoff,demo)
                 cmd="handoff__subcmd__demo"
                 ;;
+            handoff,drain)
+                cmd="handoff__subcmd__drain"
+                ;;
+            handoff,exec-successor)
+                cmd="handoff__subcmd__exec__subcmd__successor"
+                ;;
+            handoff,hold-fds)
+                cmd="handoff__subcmd__hold__subcmd__fds"
+                ;;
             handoff,journal)
                 cmd="handoff__subcmd__journal"
                 ;;
@@ -34,14 +43,23 @@ _handoff() {
             handoff,lock)
                 cmd="handoff__subcmd__lock"
                 ;;
+            handoff,seal)
+                cmd="handoff__subcmd__seal"
+                ;;
             handoff,status)
                 cmd="handoff__subcmd__status"
                 ;;
             handoff,swap)
                 cmd="handoff__subcmd__swap"
                 ;;
+            handoff__subcmd__journal,begin)
+                cmd="handoff__subcmd__journal__subcmd__begin"
+                ;;
             handoff__subcmd__journal,current)
                 cmd="handoff__subcmd__journal__subcmd__current"
+                ;;
+            handoff__subcmd__journal,record)
+                cmd="handoff__subcmd__journal__subcmd__record"
                 ;;
             handoff__subcmd__journal,repair)
                 cmd="handoff__subcmd__journal__subcmd__repair"
@@ -62,7 +80,7 @@ _handoff() {
 
     case "${cmd}" in
         handoff)
-            opts="-h -V --verbose --help --version demo swap status commit abort lock journal kvd"
+            opts="-h -V --verbose --help --version demo swap status commit abort hold-fds lock drain seal exec-successor journal kvd"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -76,7 +94,7 @@ _handoff() {
             return 0
             ;;
         handoff__subcmd__abort)
-            opts="-h --control --timeout --json --verbose --help"
+            opts="-h --control --timeout --json --reason --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -104,6 +122,13 @@ _handoff() {
                     fi
                     return 0
                     ;;
+                --reason)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -112,7 +137,7 @@ _handoff() {
             return 0
             ;;
         handoff__subcmd__commit)
-            opts="-h --control --timeout --json --verbose --help"
+            opts="-h --control --timeout --json --until-serving --progress --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -135,6 +160,13 @@ _handoff() {
                     ;;
                 --timeout)
                     COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
                     fi
@@ -182,13 +214,206 @@ _handoff() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        handoff__subcmd__journal)
-            opts="-h --verbose --help show current timeline resume repair"
+        handoff__subcmd__drain)
+            opts="-h --control --progress --json --grace --deadline --stand-by --bake --no-seal --exit --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --control)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --grace)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --deadline)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --stand-by)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --bake)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        handoff__subcmd__exec__subcmd__successor)
+            opts="-h --control --progress --json --warm --wait --warm-up-limit --env --output --cgroup --no-reuse-args --verbose --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --control)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --warm-up-limit)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --env)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -W "daemon own" -- "${cur}"))
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --cgroup)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        handoff__subcmd__hold__subcmd__fds)
+            opts="-h --listen --inherit --from-incumbent --control --timeout --verbose --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --listen)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --control)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        handoff__subcmd__journal)
+            opts="-h --verbose --help begin record show current timeline resume repair"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        handoff__subcmd__journal__subcmd__begin)
+            opts="-h --journal --control --verbose --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --journal)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --control)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -237,6 +462,52 @@ _handoff() {
                     fi
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        handoff__subcmd__journal__subcmd__record)
+            opts="-h --journal --note --phase --handoff --wait --verbose --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --journal)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --note)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --phase)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --handoff)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
                     fi
                     return 0
                     ;;
@@ -493,7 +764,7 @@ _handoff() {
             return 0
             ;;
         handoff__subcmd__lock)
-            opts="-h --wait --verbose --help"
+            opts="-h --wait --lock-file --allow-network-fs --progress --who --json --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -501,6 +772,56 @@ _handoff() {
             case "${prev}" in
                 --wait)
                     COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --lock-file)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        handoff__subcmd__seal)
+            opts="-h --control --progress --json --verbose --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --control)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
                     fi
@@ -696,9 +1017,15 @@ _handoff_takes_value() {
         'demo,--seconds' | 'demo,--clients' | 'demo,--data-dir') return 0 ;;
         'swap,--control' | 'swap,--journal' | 'swap,--drain-grace' | 'swap,--deadline' | 'swap,--warm-up-limit' | 'swap,--stand-by' | 'swap,--bake' | 'swap,--health' | 'swap,--health-interval' | 'swap,--health-timeout' | 'swap,--env' | 'swap,--output' | 'swap,--cgroup' | 'swap,--progress') return 0 ;;
         'status,--control' | 'status,--data-dir' | 'status,--timeout') return 0 ;;
-        'commit,--control' | 'commit,--timeout') return 0 ;;
-        'abort,--control' | 'abort,--timeout') return 0 ;;
-        'lock,--wait') return 0 ;;
+        'commit,--control' | 'commit,--timeout' | 'commit,--progress') return 0 ;;
+        'abort,--control' | 'abort,--timeout' | 'abort,--reason') return 0 ;;
+        'hold-fds,--listen' | 'hold-fds,--control' | 'hold-fds,--timeout') return 0 ;;
+        'lock,--wait' | 'lock,--lock-file' | 'lock,--progress') return 0 ;;
+        'drain,--control' | 'drain,--progress' | 'drain,--grace' | 'drain,--deadline' | 'drain,--stand-by' | 'drain,--bake') return 0 ;;
+        'seal,--control' | 'seal,--progress') return 0 ;;
+        'exec-successor,--control' | 'exec-successor,--progress' | 'exec-successor,--warm-up-limit' | 'exec-successor,--env' | 'exec-successor,--output' | 'exec-successor,--cgroup') return 0 ;;
+        'journal begin,--journal' | 'journal begin,--control') return 0 ;;
+        'journal record,--journal' | 'journal record,--note' | 'journal record,--phase' | 'journal record,--handoff' | 'journal record,--wait') return 0 ;;
         'journal show,--journal' | 'journal show,--handoff') return 0 ;;
         'journal current,--journal' | 'journal current,--data-dir' | 'journal current,--control') return 0 ;;
         'journal timeline,--journal' | 'journal timeline,--svg' | 'journal timeline,--trace') return 0 ;;
@@ -711,8 +1038,8 @@ _handoff_takes_value() {
 # What the command's ($1) operand of this number ($2) is: a command, a program, a directory, a file, or something else.
 _handoff_operand() {
     case "$1,$2" in
-        ',demo' | ',swap' | ',status' | ',commit' | ',abort' | ',lock' | ',journal' | ',kvd' | 'journal,show' | 'journal,current' | 'journal,timeline' | 'journal,resume' | 'journal,repair') REPLY=command ;;
-        'swap,0' | 'lock,1') REPLY=program ;;
+        ',demo' | ',swap' | ',status' | ',commit' | ',abort' | ',hold-fds' | ',lock' | ',drain' | ',seal' | ',exec-successor' | ',journal' | ',kvd' | 'journal,begin' | 'journal,record' | 'journal,show' | 'journal,current' | 'journal,timeline' | 'journal,resume' | 'journal,repair') REPLY=command ;;
+        'swap,0' | 'status,0' | 'commit,0' | 'abort,0' | 'hold-fds,0' | 'lock,1' | 'drain,0' | 'seal,0' | 'exec-successor,0' | 'journal begin,0' | 'journal record,0') REPLY=program ;;
         'lock,0') REPLY=directory ;;
         'swap,1' | 'journal repair,0') REPLY=file ;;
         *) REPLY=; return 1 ;;

@@ -84,6 +84,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     // Before anything is asked of anybody.
     let program = open(name)?;
     let next = next.map(|next| link::open_words("exec-successor", next)).transpose()?;
+    next.iter().try_for_each(|next| next.check_ahead("exec-successor"))?;
     let chain = phase::chain(&args.common)?;
     let found = phase::held(&chain)?;
     match (args.warm, found) {
@@ -94,6 +95,20 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         (false, None) => Err(phase::no_lease(
             "`handoff drain` comes before it, unless PROG is to be started first, with --warm",
         )),
+    }
+}
+
+/// Checks what will be run, for a link that comes before.
+///
+/// # Errors
+///
+/// The exit code, after it was said what is wrong.
+pub fn check(command: &str, args: &Args) -> Result<(), Exit> {
+    let (words, next) = split(args);
+    link::open_words(command, words)?;
+    match next {
+        Some(next) => link::open_words(command, next)?.check_ahead(command),
+        None => Ok(()),
     }
 }
 

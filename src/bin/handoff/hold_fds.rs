@@ -44,7 +44,7 @@ pub struct Args {
     timeout: Duration,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "

@@ -26,6 +26,7 @@ use handoff::sys::{append, terminal};
 use serde::Serialize;
 
 use crate::exit::{self, Exit};
+use crate::link::Next;
 use crate::{logging, out};
 
 /// Begin and keep the journal, and ask it what happened, what is current and where the time went
@@ -53,6 +54,21 @@ enum Question {
     Timeline(TimelineArgs),
     Resume(Resume),
     Repair(Repair),
+}
+
+impl Args {
+    /// Returns what follows, where something may.
+    pub fn next(&self) -> Option<&Next> {
+        match &self.question {
+            Question::Begin(args) => Some(&args.next),
+            Question::Record(args) => Some(&args.next),
+            Question::Show(_)
+            | Question::Current(_)
+            | Question::Timeline(_)
+            | Question::Resume(_)
+            | Question::Repair(_) => None,
+        }
+    }
 }
 
 /// Show what happened, one line an event

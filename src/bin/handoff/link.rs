@@ -8,6 +8,7 @@ use handoff::chain::Chain;
 use handoff::error::Error;
 use handoff::sys::spawn::Program;
 
+use crate::ahead;
 use crate::exit::{self, Exit};
 
 /// The rest of the command line.
@@ -55,6 +56,18 @@ impl Next {
         if words.is_empty() { Ok(None) } else { open_words(command, words).map(Some) }
     }
 
+    /// As [`open`](Self::open), and what is wrong with the links that follow is found now: for a link after which undoing costs
+    /// something.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_ahead(&self, command: &str) -> Result<Option<Opened>, Exit> {
+        let opened = self.open(command)?;
+        opened.iter().try_for_each(|opened| opened.check_ahead(command))?;
+        Ok(opened)
+    }
+
     /// As [`open`](Self::open), for a link that is of no use without a program.
     ///
     /// # Errors
@@ -85,6 +98,19 @@ pub fn open_words(command: &str, words: &[OsString]) -> Result<Opened, Exit> {
 }
 
 impl Opened {
+    /// Looks at the links that follow, if this is one.
+    ///
+    /// # Errors
+    ///
+    /// The exit code, after it was said what is wrong.
+    pub fn check_ahead(&self, command: &str) -> Result<(), Exit> {
+        if self.program.same_file(Path::new("/proc/self/exe")) {
+            ahead::check(command, &self.args)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Becomes the program, and hands the chain on. Returns only if that fails, after saying why.
     pub fn exec(self, command: &str, chain: &Chain) -> Exit {
         unusable(command, chain.exec(&self.program, &self.args))

@@ -59,7 +59,7 @@ pub struct Args {
     dir: Option<PathBuf>,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "

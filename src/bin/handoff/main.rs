@@ -1,6 +1,7 @@
 //! The `handoff` command: replaces the binary of a running stateful daemon.
 
 mod abort;
+mod ahead;
 mod commit;
 mod demo;
 mod drain;
@@ -131,28 +132,35 @@ const DEFINITIONS: [(&str, Augment); 12] = [
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
-    let command = match lock::Args::plain(&words) {
-        Some(args) => Command::Lock(args),
-        None => match parse(words) {
-            Ok(command) => command,
-            Err(exit) => return exit.into(),
-        },
+    if let Some(args) = lock::Args::plain(&words) {
+        return lock::run(&args).unwrap_or_else(|e| exit::fatal("lock", &e)).into();
+    }
+    let cli = match parse(words) {
+        Ok(cli) => cli,
+        Err(e) => return explain_usage(&e).into(),
     };
-    let name = command.name();
-    command.run().unwrap_or_else(|e| exit::fatal(name, &e)).into()
-}
-
-/// Reads the command line; where there is nothing to run, says why and returns the exit code.
-fn parse(words: Vec<OsString>) -> Result<Command, Exit> {
-    let mut definition = definition(words.get(1).map(OsString::as_os_str));
-    let parsed = definition
-        .try_get_matches_from_mut(words::end_options(&definition, words))
-        .and_then(|matches| Ok((Root::from_arg_matches(&matches)?, Command::from_arg_matches(&matches)?)));
-    let (root, command) = parsed.map_err(|e| explain_usage(&e.format(&mut definition)))?;
-    if root.verbose {
+    if cli.verbose {
         logging::be_verbose();
     }
-    Ok(command)
+    let name = cli.command.name();
+    cli.command.run().unwrap_or_else(|e| exit::fatal(name, &e)).into()
+}
+
+/// A command line.
+struct Cli {
+    verbose: bool,
+    command: Command,
+}
+
+/// Reads a command line, its first word being our own name.
+fn parse(words: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let mut definition = definition(words.get(1).map(OsString::as_os_str));
+    let matches = definition.try_get_matches_from_mut(words::end_options(&definition, words))?;
+    let read = |matches| -> Result<Cli, clap::Error> {
+        let verbose = Root::from_arg_matches(matches)?.verbose;
+        Ok(Cli { verbose, command: Command::from_arg_matches(matches)? })
+    };
+    read(&matches).map_err(|e| e.format(&mut definition))
 }
 
 /// Returns what the command line is parsed by. A link of a chain must start fast: if the first word names a command, the

@@ -48,7 +48,7 @@ pub struct Args {
     json: bool,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "

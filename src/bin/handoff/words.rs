@@ -88,7 +88,8 @@ mod tests {
             ("handoff swap --unknown kvd", "handoff swap --unknown -- kvd"),
             ("handoff swap --json -- -x", "handoff swap --json -- -x"),
             ("handoff swap --json", "handoff swap --json"),
-            ("handoff status --json x", "handoff status --json x"),
+            ("handoff status --json x", "handoff status --json -- x"),
+            ("handoff demo --json x", "handoff demo --json x"),
             ("handoff journal begin kvd --json", "handoff journal begin -- kvd --json"),
             (
                 "handoff journal --verbose begin --journal swap kvd",

@@ -32,7 +32,7 @@ pub struct Args {
     control: Option<PathBuf>,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "
