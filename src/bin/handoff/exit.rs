@@ -1,7 +1,5 @@
 //! The exit codes of every command, and how a failure is said.
 
-use std::process::ExitCode;
-
 use handoff::Error;
 use handoff::proto::Reason;
 use handoff::supervisor::Outcome;
@@ -55,12 +53,6 @@ impl Exit {
     ];
 }
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
-    }
-}
-
 /// As an error it is one of which everything has been said already.
 impl std::error::Error for Exit {}
 
@@ -109,6 +101,8 @@ impl Exit {
             Error::Locked { .. }
             | Error::LockReplaced { .. }
             | Error::NetworkFileSystem { .. }
+            | Error::NewerFormat { .. }
+            | Error::Foreign { .. }
             | Error::Busy { .. }
             | Error::Refused { .. }
             | Error::Aborted { .. }

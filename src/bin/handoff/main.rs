@@ -1,4 +1,5 @@
 //! The `handoff` command: replaces the binary of a running stateful daemon.
+#![cfg_attr(not(test), no_main)]
 
 mod abort;
 mod ahead;
@@ -30,7 +31,6 @@ mod swap;
 mod words;
 
 use std::ffi::{OsStr, OsString};
-use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -130,20 +130,23 @@ const DEFINITIONS: [(&str, Augment); 12] = [
     ("kvd", kvd::Args::augment_args),
 ];
 
-fn main() -> ExitCode {
+#[cfg(not(test))]
+handoff::program!(|| main() as u8);
+
+fn main() -> Exit {
     let words: Vec<OsString> = std::env::args_os().collect();
     if let Some(args) = lock::Args::plain(&words) {
-        return lock::run(&args).unwrap_or_else(|e| exit::fatal("lock", &e)).into();
+        return lock::run(&args).unwrap_or_else(|e| exit::fatal("lock", &e));
     }
     let cli = match parse(words) {
         Ok(cli) => cli,
-        Err(e) => return explain_usage(&e).into(),
+        Err(e) => return explain_usage(&e),
     };
     if cli.verbose {
         logging::be_verbose();
     }
     let name = cli.command.name();
-    cli.command.run().unwrap_or_else(|e| exit::fatal(name, &e)).into()
+    cli.command.run().unwrap_or_else(|e| exit::fatal(name, &e))
 }
 
 /// A command line.
