@@ -538,7 +538,7 @@ struct Undo {
     /// What is not close-on-exec, and is made so.
     standard: Vec<RawFd>,
     mask: SigSet,
-    pipe: libc::sigaction,
+    signals: Vec<(libc::c_int, libc::sigaction)>,
 }
 
 struct Replaced {
@@ -559,11 +559,11 @@ impl Undo {
         let start = start::recorded();
         let standard: Vec<RawFd> = start.closed.iter().copied().filter(|&fd| is_the_runtimes(fd)).collect();
         standard.iter().for_each(|&fd| set_close_on_exec(fd, true));
-        let wanted = if start.pipe_ignored { libc::SIG_IGN } else { libc::SIG_DFL };
-        let pipe = start::replace_action(libc::SIGPIPE, &start::action(wanted));
+        let replace = |(signal, action): (libc::c_int, _)| (signal, start::replace_action(signal, &action));
+        let signals = start::actions().into_iter().map(replace).collect();
         let mut mask = SigSet::empty();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&start.mask), Some(&mut mask))?;
-        Ok(Self { replaced, stay, standard, mask, pipe })
+        Ok(Self { replaced, stay, standard, mask, signals })
     }
 }
 
@@ -603,7 +603,9 @@ impl Drop for Undo {
         self.replaced.iter().for_each(Replaced::put_back);
         self.stay.iter().for_each(|&fd| set_close_on_exec(fd, true));
         self.standard.iter().for_each(|&fd| set_close_on_exec(fd, false));
-        start::replace_action(libc::SIGPIPE, &self.pipe);
+        for (signal, action) in &self.signals {
+            start::replace_action(*signal, action);
+        }
         // The arguments are valid by their types.
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None);
     }

@@ -10,6 +10,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
@@ -117,6 +118,24 @@ pub(super) fn replace_action(signal: libc::c_int, new: &libc::sigaction) -> libc
     // SAFETY: both are valid for the call, and no code of ours becomes a handler by it.
     unsafe { libc::sigaction(signal, new, &raw mut old) };
     old
+}
+
+/// The signals that were ignored and that this process handles now, a bit each.
+static NO_LONGER_IGNORED: AtomicU64 = AtomicU64::new(0);
+
+/// Says that a signal is handled that was ignored before: what this process becomes must find it ignored.
+pub(super) fn handles_ignored(signal: libc::c_int) {
+    NO_LONGER_IGNORED.fetch_or(1 << signal, Ordering::Relaxed);
+}
+
+/// Returns what the next program must find where this process has another action.
+pub(super) fn actions() -> Vec<(libc::c_int, libc::sigaction)> {
+    let pipe = if recorded().pipe_ignored { libc::SIG_IGN } else { libc::SIG_DFL };
+    let handled = NO_LONGER_IGNORED.load(Ordering::Relaxed);
+    let ignored = (0..64).filter(|signal| handled & (1 << signal) != 0);
+    std::iter::once((libc::SIGPIPE, action(pipe)))
+        .chain(ignored.map(|signal| (signal, action(libc::SIG_IGN))))
+        .collect()
 }
 
 fn is_ignored(signal: libc::c_int) -> bool {
