@@ -236,7 +236,8 @@ impl Parties {
         let command: Vec<String> = std::iter::once(program.binary.display().to_string())
             .chain(program.args.iter().cloned())
             .collect();
-        format!("nobody serves; start {standing}: {}", command.join(" "))
+        let place = program.directory.map_or(String::new(), |dir| format!(", in {}", dir.display()));
+        format!("nobody serves; start {standing}{place}: {}", command.join(" "))
     }
 }
 

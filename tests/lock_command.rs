@@ -5,7 +5,7 @@ mod common;
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -124,6 +124,38 @@ fn several_locks_in_one_chain_are_all_held_by_its_last_program() {
         assert_eq!((pids, holding.takers), (vec![held.pid()], vec![held.pid()]), "{file}");
     }
     place.run("$H lock other true").expect(1);
+}
+
+#[test]
+fn a_chain_that_was_robbed_of_its_lock_takes_it_again_or_waits_for_it() {
+    if !has_tool("util-linux", Command::new("flock").arg("--version")) {
+        return;
+    }
+    let place = Place::new();
+    let robbed = "N=${HANDOFF_FDS#lock=}; flock -u ${N%%@*}; echo unlocked >&2; read go; \
+                  exec $H lock \"$@\" $D sh last";
+    fs::write(place.dir.path().join("robbed"), robbed).unwrap();
+    // What the chain passes on must be the description that is locked now.
+    let last = "echo ${HANDOFF_FDS##* }; flock -n $D/.handoff.lock true && echo free || echo held";
+    fs::write(place.dir.path().join("last"), last).unwrap();
+    for (wait, is_stolen, code) in [("0s", false, 0), ("0s", true, 1), ("60s", true, 0)] {
+        let mut chain = place.shell(&format!("exec $H lock $D sh robbed --wait {wait}"));
+        let mut chain =
+            chain.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut err = BufReader::new(chain.stderr.take().unwrap());
+        err.read_line(&mut String::new()).unwrap();
+        let mut thief = is_stolen.then(|| place.hold("$H lock $D"));
+        drop(chain.stdin.take());
+        if code == 0 && is_stolen {
+            let asks = || fs::read_to_string(format!("/proc/{}/comm", chain.id())).unwrap() == "handoff\n";
+            eventually("the chain to ask again", asks);
+            thief.take().unwrap().release();
+        }
+        let (status, mut out) = (wait_for_exit(&mut chain), String::new());
+        chain.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        assert_eq!(status.code(), Some(code), "{out}");
+        assert_eq!(out.starts_with("lock=") && out.ends_with("\nheld\n"), code == 0, "{out}");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The process as it was started, before the language's runtime changed it; and a start without that runtime.
+//! The process as it was started, before the language's runtime and the program changed it; and a start without that runtime.
 //!
 //! A chain link must be transparent: what follows must see what the link itself was given. The runtime sets SIGPIPE to ignored and
 //! opens standard descriptors that are closed before `main`, and the library's view of the environment leaves out what has no name.
@@ -6,9 +6,11 @@
 //! A link must also start fast, and the runtime looks for the main thread's stack in `/proc/self/maps` to explain an overflow, which takes
 //! as long as a link's own work. [`program!`](crate::program) does without it: an overflow ends in SIGSEGV as in any other language.
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, OsStr, c_char};
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,6 +34,10 @@ pub(super) struct Start {
 
 static START: OnceLock<Start> = OnceLock::new();
 
+const PATH_LEN: usize = libc::PATH_MAX as usize;
+/// The path of the directory, ended by a NUL; empty where it has none.
+static DIRECTORY: OnceLock<[u8; PATH_LEN]> = OnceLock::new();
+
 /// The dynamic linker, or the C library in a static program, calls this before the runtime and `main`.
 #[used]
 // SAFETY: the section holds pointers to functions of this type, and this one needs nothing that is not there yet:
@@ -40,6 +46,7 @@ static START: OnceLock<Start> = OnceLock::new();
 static RECORD: extern "C" fn() = {
     extern "C" fn record() {
         let _ = START.set(Start { closed: closed(), nameless: nameless(), ..observe() });
+        let _ = DIRECTORY.set(observe_directory());
     }
     record
 };
@@ -47,6 +54,22 @@ static RECORD: extern "C" fn() = {
 /// Returns the record; in a program whose loader calls no constructors, what can be told now.
 pub(super) fn recorded() -> &'static Start {
     START.get_or_init(observe)
+}
+
+/// Returns the working directory that this process was started in; `None` if it had no path, as one that was removed.
+pub fn directory() -> Option<PathBuf> {
+    let path = DIRECTORY.get_or_init(observe_directory).split(|byte| *byte == 0).next()?;
+    Some(PathBuf::from(OsStr::from_bytes(path))).filter(|path| path.is_absolute())
+}
+
+/// Without the C library, which may allocate.
+fn observe_directory() -> [u8; PATH_LEN] {
+    let mut path = [0; PATH_LEN];
+    // SAFETY: the kernel writes at most as many bytes as it is told that there are.
+    if unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) } < 0 {
+        path[0] = 0;
+    }
+    path
 }
 
 fn observe() -> Start {
@@ -200,6 +223,28 @@ mod tests {
         assert!(is_ignored(libc::SIGPIPE), "the runtime ignores it now");
         assert_eq!(recorded().pipe_ignored, ignored);
         assert_eq!(recorded().mask, SigSet::empty());
+    }
+
+    /// The same, for a process that has changed its directory since.
+    #[test]
+    #[ignore = "a part for another test to play"]
+    fn moved() {
+        std::env::set_current_dir("/").unwrap();
+        let expected = std::env::var_os("HANDOFF_TEST_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        assert_eq!(directory(), expected);
+    }
+
+    #[test]
+    fn the_directory_is_the_one_at_the_start_and_none_if_that_was_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap();
+        for (script, expected) in [("", path.as_path()), ("rmdir \"$PWD\";", "".as_ref())] {
+            let script = format!("{script} exec \"$0\" --exact sys::start::tests::moved --ignored");
+            let mut command = Command::new("/bin/sh");
+            command.arg("-c").arg(script).arg(std::env::current_exe().unwrap());
+            let output = command.env("HANDOFF_TEST_DIR", expected).current_dir(&path).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::{Command, exec_successor, out};
 pub fn check(command: &str, args: &[OsString]) -> Result<(), Exit> {
     let words = once("handoff".into()).chain(args.iter().cloned()).collect();
     match crate::parse(words) {
-        Ok(cli) => check_command(command, &cli.command),
+        Ok(link) => check_command(command, &link),
         Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => Ok(()),
         Err(e) => {
             let text = e.to_string();

@@ -152,8 +152,12 @@ fn message(e: &anyhow::Error) -> String {
         }
     }
     let line = parts.join(": ");
-    let verb = if line.starts_with(UNABLE) { "" } else { UNABLE };
-    format!("{verb}{line}")
+    match e.is::<Error>() && parts.len() == 1 {
+        _ if line.starts_with(UNABLE) => line,
+        // Without a context nobody said what was attempted.
+        true => format!("{UNABLE}go on: {line}"),
+        false => format!("{UNABLE}{line}"),
+    }
 }
 
 #[cfg(test)]

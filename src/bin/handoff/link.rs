@@ -125,7 +125,8 @@ pub fn unusable(command: &str, e: Error) -> Exit {
             ErrorKind::NotFound | ErrorKind::NotADirectory => Exit::NotFound,
             _ => Exit::System,
         },
+        Error::Invalid { .. } => Exit::Usage,
         _ => Exit::System,
     };
-    exit::fatal_as(command, &e.into(), exit)
+    exit::fatal_as(command, &exit::attempt(e, "become the next program"), exit)
 }

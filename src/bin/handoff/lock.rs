@@ -105,39 +105,39 @@ fn take(args: &Args) -> anyhow::Result<Exit> {
     // It starts no thread before this.
     let mut chain = Chain::inherit()?;
     let dir = args.dir.as_ref().expect("clap requires DIR");
-    let lock = acquire(args, dir).map_err(|e| exit::attempt(e, format!("lock {}", dir.display())))?;
+    let lock =
+        acquire(args, dir, &mut chain).map_err(|e| exit::attempt(e, format!("lock {}", dir.display())))?;
     chain.set_var(DATA_DIR_VAR, lock.dir());
-    chain.add_lock(&lock)?;
     Ok(next.exec("lock", &chain))
 }
 
 /// Between two looks at who has it, while somebody watches.
 const LOOK: Duration = Duration::from_millis(250);
 
-fn acquire(args: &Args, dir: &Path) -> handoff::Result<DataDirLock> {
+fn acquire(args: &Args, dir: &Path, chain: &mut Chain) -> handoff::Result<DataDirLock> {
     let options = DataDirLock::options().file_name(&args.lock_file).allow_network_fs(args.allow_network_fs);
     if args.wait.is_zero() {
-        return options.acquire(dir);
+        return chain.lock(&options, dir);
     }
     let progress = Progress::new("lock", args.progress);
     if progress.is_shown() {
-        wait_visibly(&options, args, dir, &progress)
+        wait_visibly(&options, args, &progress, |options| chain.lock(options, dir))
     } else {
-        options.wait(args.wait).acquire(dir)
+        chain.lock(&options.wait(args.wait), dir)
     }
 }
 
 fn wait_visibly(
     options: &LockOptions,
     args: &Args,
-    dir: &Path,
     progress: &Progress,
+    mut lock: impl FnMut(&LockOptions) -> handoff::Result<DataDirLock>,
 ) -> handoff::Result<DataDirLock> {
     let (start, deadline) = (Instant::now(), poll::after(args.wait));
     let mut wait = Duration::ZERO;
     let mut named = String::new();
     loop {
-        let (path, holders) = match options.clone().wait(wait).acquire(dir) {
+        let (path, holders) = match lock(&options.clone().wait(wait)) {
             Err(Error::Locked { path, holders }) => (path, holders),
             done => return done,
         };

@@ -138,32 +138,25 @@ fn main() -> Exit {
     if let Some(args) = lock::Args::plain(&words) {
         return lock::run(&args).unwrap_or_else(|e| exit::fatal("lock", &e));
     }
-    let cli = match parse(words) {
-        Ok(cli) => cli,
+    let command = match parse(words) {
+        Ok(command) => command,
         Err(e) => return explain_usage(&e),
     };
-    if cli.verbose {
-        logging::be_verbose();
-    }
-    let name = cli.command.name();
-    cli.command.run().unwrap_or_else(|e| exit::fatal(name, &e))
-}
-
-/// A command line.
-struct Cli {
-    verbose: bool,
-    command: Command,
+    let name = command.name();
+    command.run().unwrap_or_else(|e| exit::fatal(name, &e))
 }
 
 /// Reads a command line, its first word being our own name.
-fn parse(words: Vec<OsString>) -> Result<Cli, clap::Error> {
+fn parse(words: Vec<OsString>) -> Result<Command, clap::Error> {
     let mut definition = definition(words.get(1).map(OsString::as_os_str));
-    let matches = definition.try_get_matches_from_mut(words::end_options(&definition, words))?;
-    let read = |matches| -> Result<Cli, clap::Error> {
-        let verbose = Root::from_arg_matches(matches)?.verbose;
-        Ok(Cli { verbose, command: Command::from_arg_matches(matches)? })
-    };
-    read(&matches).map_err(|e| e.format(&mut definition))
+    let parsed = definition
+        .try_get_matches_from_mut(words::end_options(&definition, words))
+        .and_then(|matches| Ok((Root::from_arg_matches(&matches)?, Command::from_arg_matches(&matches)?)));
+    let (root, command) = parsed.map_err(|e| e.format(&mut definition))?;
+    if root.verbose {
+        logging::be_verbose();
+    }
+    Ok(command)
 }
 
 /// Returns what the command line is parsed by. A link of a chain must start fast: if the first word names a command, the

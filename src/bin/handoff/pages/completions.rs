@@ -166,7 +166,7 @@ const fn case(
     Case { line, offered, not_offered }
 }
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 15] = [
     case("handoff s", &["swap", "status"], &["journal"]),
     case("handoff journal s", &["show"], &["swap"]),
     case("handoff swap --dr", &["--drain-grace"], &["--journal"]),
@@ -181,6 +181,9 @@ const CASES: [Case; 12] = [
     case("handoff lock data handof", &["handoff"], &[]),
     case("handoff lock --wait 5s data -- handoff jour", &["journal"], &[]),
     case("handoff lock data handoff swap --control=x handoff journal tim", &["timeline"], &["swap"]),
+    case("handoff exec-successor --warm kvd --x -- handoff dr", &["drain"], &[]),
+    case("handoff exec-successor --warm kvd --x -- hando", &["handoff"], &[]),
+    case("handoff exec-successor handoff jo", &["journal"], &[]),
 ];
 
 #[track_caller]

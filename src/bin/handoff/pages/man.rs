@@ -346,14 +346,17 @@ fn page_reference(page: &str) -> String {
     format!("{}({section}", bold(name))
 }
 
-/// Returns the command line's form, as its help has it.
+/// Returns the command line's forms, as its help has them.
 fn usage(command: &Command) -> String {
     let usage = command.clone().render_usage().to_string();
-    let usage = usage.trim().strip_prefix("Usage: ").unwrap_or(&usage).to_owned();
-    let name = command.get_bin_name().unwrap_or_else(|| command.get_name()).to_owned();
-    let rest = usage.strip_prefix(&name).unwrap_or_else(|| panic!("{usage} does not begin with {name}"));
-    let words: Vec<String> = rest.split_whitespace().map(usage_word).collect();
-    format!(".HP\n{} {}\n", bold(&name), words.join(" "))
+    let forms = usage.trim().strip_prefix("Usage: ").unwrap_or(&usage).lines().map(str::trim);
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
+    let form = |form: &str| {
+        let rest = form.strip_prefix(name).unwrap_or_else(|| panic!("{form} does not begin with {name}"));
+        let words: Vec<String> = rest.split_whitespace().map(usage_word).collect();
+        format!(".HP\n{} {}\n", bold(name), words.join(" "))
+    };
+    forms.map(form).collect()
 }
 
 /// Options are bold, and what stands for something else is in italics.
@@ -394,7 +397,7 @@ fn description(command: &Command) -> String {
     with_values_in_italics(command, &text)
 }
 
-/// What stands for a value, as PROG does, is in italics wherever it is spoken of.
+/// What stands for a value, as PROG does, is in italics wherever it is spoken of, and an option is bold.
 fn with_values_in_italics(command: &Command, text: &str) -> String {
     let values: BTreeSet<&str> = command
         .get_arguments()
@@ -403,13 +406,15 @@ fn with_values_in_italics(command: &Command, text: &str) -> String {
         .map(|name| name.as_str())
         .collect();
     let is_part = |c: char| c.is_ascii_alphanumeric() || "_-\\".contains(c);
+    let is_option = |word: &str| word.starts_with("\\-\\-") && word.len() > 4;
     let mut shown = String::new();
     let mut rest = text;
     while !rest.is_empty() {
         let word = &rest[..rest.find(|c| !is_part(c)).unwrap_or(rest.len())];
-        match values.contains(word) {
-            true => shown += &italic(word),
-            false => shown += word,
+        match word {
+            word if values.contains(word) => shown += &italic(word),
+            word if is_option(word) => shown += &format!("\\fB{word}\\fR"),
+            word => shown += word,
         }
         rest = &rest[word.len()..];
         let gap = &rest[..rest.find(is_part).unwrap_or(rest.len())];
@@ -529,17 +534,20 @@ fn with_remark_above(line: &str) -> Vec<String> {
     }
 }
 
-/// Breaks a command that is too wide before an option, a program or a pipe.
+/// Breaks a command that is too wide: behind the `--` that ends a link if there is one, or else before an option, a program
+/// or a pipe.
 fn continued(line: &str) -> Vec<String> {
-    let breaks = |at: &usize| [" --", " |", " kvd"].iter().any(|mark| line[*at..].starts_with(mark));
-    let Some(at) =
-        (0..line.len().min(EXAMPLE_WIDTH)).rev().filter(|at| line.is_char_boundary(*at)).find(breaks)
-    else {
-        return vec![line.to_owned()];
-    };
     if line.len() <= EXAMPLE_WIDTH {
         return vec![line.to_owned()];
     }
+    let ends = |end: usize| end + 2 <= EXAMPLE_WIDTH;
+    let links = line.match_indices(" -- ").map(|(at, _)| at + " --".len());
+    let words = [" --", " |", " kvd"].iter().flat_map(|mark| line.match_indices(mark)).map(|(at, _)| at);
+    // Not the indentation.
+    let words = words.filter(|at| !line[..*at].trim().is_empty());
+    let Some(at) = links.filter(|at| ends(*at)).max().or(words.filter(|at| ends(*at)).max()) else {
+        return vec![line.to_owned()];
+    };
     let mut lines = vec![format!("{} \\", &line[..at])];
     lines.extend(continued(&format!("    {}", line[at..].trim_start())));
     lines
