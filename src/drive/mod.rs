@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
+use crate::chain::{ID_VAR, JOURNAL_VAR};
 use crate::channel::{Channel, Incoming};
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -888,6 +889,8 @@ impl<'a> Drive<'a> {
         let plan = Plan::new(&self.listeners).with(fds::Role::Channel, theirs);
         let mut image = Image::new(program);
         image.args = self.spec.args.iter().map(OsString::from).collect();
+        // They are a driver's: a daemon, and what it starts one day, would write to another's handoff.
+        image.env.retain(|(name, _)| name != ID_VAR && name != JOURNAL_VAR);
         for (name, value) in &self.spec.env {
             image.env.retain(|(other, _)| other.as_os_str() != name.as_str());
             image.env.push((name.into(), value.into()));
