@@ -33,7 +33,9 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let next = args.next.open("abort")?;
     let common = args.settle.as_common(When::Never);
     let chain = phase::chain(&common)?;
-    if let Some(found) = handoff::steps::inherited(&chain)?.filter(Inherited::is_held) {
+    let inherited = handoff::steps::inherited(&chain)?;
+    phase::not_over(inherited.as_ref())?;
+    if let Some(found) = inherited.filter(Inherited::is_held) {
         let mut watcher = Watcher::new("abort", When::Never)?;
         let mut observer = |event: &Event<'_>| watcher.observe(event);
         let unable = |e| exit::attempt(e, "undo the handoff");

@@ -41,7 +41,13 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let next = args.next.open("commit")?;
     let common = args.settle.as_common(args.progress);
     let chain = phase::chain(&common)?;
-    let Some(found) = handoff::steps::inherited(&chain)?.filter(Inherited::is_held) else {
+    let inherited = handoff::steps::inherited(&chain)?;
+    if inherited.as_ref().is_some_and(|found| found.phase == "committed") {
+        // The daemon died, and a successor that was warm already has succeeded it without this command.
+        return Ok(next.map_or(Exit::Done, |next| next.exec("commit", &chain)));
+    }
+    phase::not_over(inherited.as_ref())?;
+    let Some(found) = inherited.filter(Inherited::is_held) else {
         let settled = settle::say(&args.settle, "handoff commit", Control::commit)?;
         return match next {
             Some(next) if settled.is("committed") => Ok(next.exec("commit", &chain)),

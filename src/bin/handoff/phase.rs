@@ -104,14 +104,28 @@ pub fn chain(common: &Common) -> anyhow::Result<Chain> {
 ///
 /// It is over, or what is known of it cannot be read.
 pub fn held(chain: &Chain) -> anyhow::Result<Option<Inherited>> {
-    match inherited(chain) {
-        Ok(Some(found)) if !found.is_held() => {
-            let reason = format!("handoff {} is over: {}", found.handoff, found.phase);
-            Err(exit::attempt(Error::Refused { reason }, GO_ON))
-        }
-        Ok(found) => Ok(found),
-        Err(e) => Err(exit::attempt(e, "read the chain's state")),
+    let found = inherited(chain).map_err(|e| exit::attempt(e, "read the chain's state"))?;
+    match &found {
+        Some(found) if !found.is_held() => Err(is_over(found)),
+        _ => Ok(found),
     }
+}
+
+/// Makes sure that there is something to settle: a chain's handoff that was left on trial is not over.
+///
+/// # Errors
+///
+/// The handoff of the chain is over.
+pub fn not_over(found: Option<&Inherited>) -> anyhow::Result<()> {
+    match found {
+        Some(found) if !found.is_held() && found.phase != "baking" => Err(is_over(found)),
+        _ => Ok(()),
+    }
+}
+
+fn is_over(found: &Inherited) -> anyhow::Error {
+    let reason = format!("handoff {} is over: {}", found.handoff, found.phase);
+    exit::attempt(Error::Refused { reason }, GO_ON)
 }
 
 const GO_ON: &str = "go on with the handoff";
