@@ -38,6 +38,14 @@ pub enum HandedOver<'a> {
     Ended(Box<Steps<'a>>),
 }
 
+/// Why [`Steps::exec_successor`] returned.
+pub enum Stayed<'a> {
+    /// The handoff had ended: how is what [`finish`](Steps::finish) says.
+    Ended(Box<Steps<'a>>),
+    /// This process could not become the program.
+    Failed(Error),
+}
+
 /// What is known of the handoff in a chain.
 #[derive(Clone, Debug)]
 pub struct Inherited {
@@ -262,16 +270,15 @@ impl<'a> Steps<'a> {
     /// Becomes the successor: the program finds an offer, `begin` and the lease waiting in its channel, whose other end is closed. If that fails, the
     /// handoff is undone when this process ends.
     ///
-    /// # Errors
-    ///
-    /// Returns only then.
-    pub fn exec_successor(mut self, mut chain: Chain, program: &Program, args: &[OsString]) -> Error {
-        match self.prepare_successor(&mut chain) {
-            Ok(()) => {
+    /// Returns only then, and where the handoff is over.
+    pub fn exec_successor(mut self, chain: &mut Chain, program: &Program, args: &[OsString]) -> Stayed<'a> {
+        match self.prepare_successor(chain) {
+            Ok(()) if self.drive.has_become() => {
                 drop(self);
-                chain.exec(program, args)
+                Stayed::Failed(chain.exec(program, args))
             }
-            Err(e) => e,
+            Ok(()) => Stayed::Ended(Box::new(self)),
+            Err(e) => Stayed::Failed(e),
         }
     }
 
@@ -282,6 +289,10 @@ impl<'a> Steps<'a> {
             }
         }
         self.drive.go(Next::Become)?;
+        if !self.drive.has_become() {
+            // It was over before that, and the incumbent serves.
+            return Ok(());
+        }
         let channel = self.drive.fill_channel()?;
         // The lock is to be taken once the incumbent has let go, and the rest is a driver's.
         chain.retain(|role| matches!(role, Role::Listener(_)));

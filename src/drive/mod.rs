@@ -281,6 +281,11 @@ impl<'a> Drive<'a> {
         matches!(self.machine.phase, Phase::Done(_) | Phase::Became)
     }
 
+    /// Whether this process is the successor from here on.
+    pub(crate) fn has_become(&self) -> bool {
+        self.machine.phase == Phase::Became
+    }
+
     /// Whether it goes on only when it is told to.
     fn is_held(&self) -> bool {
         matches!(

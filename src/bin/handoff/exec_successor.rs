@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use handoff::chain::Chain;
 use handoff::error::Error;
-use handoff::steps::{Inherited, Steps};
+use handoff::steps::{Inherited, Stayed, Steps};
 use handoff::supervisor::{Event, SpawnSpec};
 use handoff::sys::spawn::Program;
 
@@ -169,9 +169,10 @@ fn sealed(
             .with_context(|| format!("go to the daemon's directory {}", directory.display()))?;
     }
     let arguments: Vec<OsString> = arguments.into_iter().map(OsString::from).collect();
-    match steps.exec_successor(chain, &program, &arguments) {
-        e @ Error::Io { .. } => Ok(link::unusable("exec-successor", e)),
-        e => Err(unable(e)),
+    match steps.exec_successor(&mut chain, &program, &arguments) {
+        Stayed::Ended(steps) => phase::end("exec-successor", *steps, &chain, None, &args.common),
+        Stayed::Failed(e @ Error::Io { .. }) => Ok(link::unusable("exec-successor", e)),
+        Stayed::Failed(e) => Err(unable(e)),
     }
 }
 
