@@ -297,6 +297,7 @@ impl<'a> Steps<'a> {
             // It was over before that, and the incumbent serves.
             return Ok(());
         }
+        self.drive.tell_journal();
         let channel = self.drive.fill_channel()?;
         // The lock is to be taken once the incumbent has let go, and the rest is a driver's.
         chain.retain(|role| matches!(role, Role::Listener(_)));

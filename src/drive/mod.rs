@@ -367,7 +367,8 @@ impl<'a> Drive<'a> {
         }
     }
 
-    fn tell_journal(&mut self) {
+    /// Writes down what waits for that.
+    pub(crate) fn tell_journal(&mut self) {
         let Some(journal) = &mut self.journal else { return };
         for (stamp, entry) in self.untold.drain(..) {
             if let Err(e) = journal.append_stamped(&self.handoff, Actor::Driver, entry, stamp) {
