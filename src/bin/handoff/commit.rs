@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     logging::quietly("commit");
     let next = args.next.open("commit")?;
     let common = args.settle.as_common(args.progress);
-    let chain = phase::chain(&common)?;
+    let mut chain = phase::chain(&common)?;
     let inherited = handoff::steps::inherited(&chain)?;
     if inherited.as_ref().is_some_and(|found| found.phase == "committed") {
         // The daemon died, and a successor that was warm already has succeeded it without this command.
@@ -66,10 +66,12 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         steps.leave_trial();
     }
     if !steps.has_ended() {
+        // The successor's is the only copy from here on: that it ends must show.
+        phase::let_go(&mut chain);
         steps.go(Phase::Phase).map_err(unable)?;
     }
     if steps.has_ended() {
-        return phase::end("commit", steps, &chain, next, &common);
+        return phase::end("commit", steps, &mut chain, next, &common);
     }
     steps.tell(&chain)?;
     let handoff = &found.handoff;

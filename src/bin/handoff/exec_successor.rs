@@ -155,11 +155,12 @@ fn sealed(
     let mut steps =
         Steps::resume_or_begin(&args.common.control, spec, &chain, &mut observer).map_err(unable)?;
     if steps.has_ended() {
-        return phase::end("exec-successor", steps, &chain, None, &args.common);
+        return phase::end("exec-successor", steps, &mut chain, None, &args.common);
     }
     if args.wait {
+        phase::let_go(&mut chain);
         steps.spawn(program).map_err(unable)?;
-        return phase::end("exec-successor", steps, &chain, None, &args.common);
+        return phase::end("exec-successor", steps, &mut chain, None, &args.common);
     }
     for (name, value) in &args.env {
         chain.set_env(name, value);
@@ -170,7 +171,7 @@ fn sealed(
     }
     let arguments: Vec<OsString> = arguments.into_iter().map(OsString::from).collect();
     match steps.exec_successor(&mut chain, &program, &arguments) {
-        Stayed::Ended(steps) => phase::end("exec-successor", *steps, &chain, None, &args.common),
+        Stayed::Ended(steps) => phase::end("exec-successor", *steps, &mut chain, None, &args.common),
         Stayed::Failed(e @ Error::Io { .. }) => Ok(link::unusable("exec-successor", e)),
         Stayed::Failed(e) => Err(unable(e)),
     }

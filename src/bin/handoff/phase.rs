@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use anyhow::Context;
 use handoff::chain::{CONTROL_VAR, Chain};
 use handoff::error::Error;
+use handoff::fds::Role;
 use handoff::steps::{HandedOver, Inherited, Steps, inherited};
 use handoff::supervisor::{Event, Wish};
 use handoff::sys::signals::{Termination, Terminations};
@@ -164,10 +165,10 @@ pub fn go_on(
     common: &Common,
 ) -> anyhow::Result<Exit> {
     if steps.has_ended() {
-        return end(command, steps, &chain, next, common);
+        return end(command, steps, &mut chain, next, common);
     }
     match steps.hand_over(&mut chain).map_err(|e| exit::attempt(e, "hand the lease on"))? {
-        HandedOver::Ended(steps) => end(command, *steps, &chain, None, common),
+        HandedOver::Ended(steps) => end(command, *steps, &mut chain, None, common),
         HandedOver::Yes if inherited(&chain)?.is_some_and(|found| found.phase == "widowed") => {
             out::say(command, "warning", "the daemon has died: the successor starts as after a crash");
             follow(command, &chain, next, common)
@@ -197,6 +198,11 @@ fn stand(chain: &Chain, common: &Common) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Closes what a chain has of a handoff in progress. How it ended stays, for the links that ask.
+pub fn let_go(chain: &mut Chain) {
+    chain.retain(|role| !matches!(role, Role::Lease | Role::Incumbent | Role::Successor));
+}
+
 /// Says how a handoff ended. The next program runs only where it ended well.
 ///
 /// # Errors
@@ -205,11 +211,12 @@ fn stand(chain: &Chain, common: &Common) -> anyhow::Result<()> {
 pub fn end(
     command: &'static str,
     steps: Steps<'_>,
-    chain: &Chain,
+    chain: &mut Chain,
     next: Option<Opened>,
     common: &Common,
 ) -> anyhow::Result<Exit> {
     let outcome = steps.finish(chain).map_err(|e| exit::attempt(e, "end the handoff"))?;
+    let_go(chain);
     let summary = Summary::of(&outcome);
     match next {
         Some(next) if summary.exit == Exit::Done => Ok(next.exec(command, chain)),
