@@ -202,7 +202,7 @@ complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l max-clients -d '
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l max-memory -d 'Refuse writes when the data takes more than this' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l version-label -d 'Call this build so in INFO and in handoffs' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l compact-from -d 'Compact a log of at least so many bytes when less than half of it is live' -r -f
-complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l fail -d 'Fail on purpose, for demonstrations and tests: crash-at-start, exit-while-warm, hang-while-warm, crash-after-begin, hang-after-begin, slow-open-ms=N, stale, unhealthy, crash-when-ready, crash-after-serving-ms=N, fail-drain, fail-seal, lose-a-write' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l fail -d 'Fail on purpose, for demonstrations and tests: crash-at-start, exit-while-warm, hang-while-warm, crash-after-begin, hang-after-begin, slow-open-ms=N, stale, unhealthy, crash-when-ready, crash-after-serving-ms=N, slow-drain-ms=N, slow-seal-ms=N, fail-drain, fail-seal, lose-a-write' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -s h -l help -d 'Print help (see more with \'--help\')'
 

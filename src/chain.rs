@@ -215,8 +215,8 @@ impl Chain {
 
     /// Becomes the next program, with the same pid. If that fails, the process is as it was before.
     ///
-    /// A program other than this one may be the last link: for it, and for its pid, the listening sockets are also described by
-    /// `LISTEN_FDS` and its company, from descriptor 3 on. Where somebody else's descriptors are in the way they stay, and only
+    /// A program other than this one, where no lease is handed on, may be the last link: for it, and for its pid, the listening sockets
+    /// are also described by `LISTEN_FDS` and its company, from descriptor 3 on. Where somebody else's descriptors are in the way they stay, and only
     /// `HANDOFF_FDS` tells of the listening sockets.
     ///
     /// # Errors
@@ -249,9 +249,9 @@ impl Chain {
         let set = |(name, value): &(&str, Option<OsString>)| Some((OsString::from(name), value.clone()?));
         image.env.extend(self.vars.iter().filter_map(set));
         image.env.extend(self.layout.variable());
-        // Only listening sockets are anywhere else for the last program.
-        let is_last =
-            self.listeners().next().is_some() && !image.program.same_file(Path::new("/proc/self/exe"));
+        // Only listening sockets are anywhere else for the last program, and whoever holds a lease is no daemon.
+        let is_daemon = self.get(&Role::Incumbent).is_none() && self.listeners().next().is_some();
+        let is_last = is_daemon && !image.program.same_file(Path::new("/proc/self/exe"));
         let numbers = self.numbers(is_last)?;
         let mut entries: Vec<(Role, RawFd, BorrowedFd<'a>)> = self
             .held

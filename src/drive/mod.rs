@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
+use crate::chain::{ID_VAR, JOURNAL_VAR};
 use crate::channel::{Channel, Incoming};
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -284,6 +285,11 @@ impl<'a> Drive<'a> {
         matches!(self.machine.phase, Phase::Done(_) | Phase::Became)
     }
 
+    /// Whether this process is the successor from here on.
+    pub(crate) fn has_become(&self) -> bool {
+        self.machine.phase == Phase::Became
+    }
+
     /// Whether it goes on only when it is told to.
     fn is_held(&self) -> bool {
         matches!(
@@ -374,7 +380,8 @@ impl<'a> Drive<'a> {
         }
     }
 
-    fn tell_journal(&mut self) {
+    /// Writes down what waits for that.
+    pub(crate) fn tell_journal(&mut self) {
         let Some(journal) = &mut self.journal else { return };
         for (stamp, entry) in self.untold.drain(..) {
             if let Err(e) = journal.append_stamped(&self.handoff, Actor::Driver, entry, stamp) {
@@ -906,6 +913,8 @@ impl<'a> Drive<'a> {
         let plan = Plan::new(&self.listeners).with(fds::Role::Channel, theirs);
         let mut image = Image::new(program);
         image.args = self.spec.args.iter().map(OsString::from).collect();
+        // They are a driver's: a daemon, and what it starts one day, would write to another's handoff.
+        image.env.retain(|(name, _)| name != ID_VAR && name != JOURNAL_VAR);
         for (name, value) in &self.spec.env {
             image.env.retain(|(other, _)| other.as_os_str() != name.as_str());
             image.env.push((name.into(), value.into()));

@@ -40,8 +40,13 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     logging::quietly("commit");
     let next = args.next.open("commit")?;
     let common = args.settle.as_common(args.progress);
-    let chain = phase::chain(&common)?;
+    let mut chain = phase::chain(&common)?;
     let known = handoff::steps::inherited(&chain)?;
+    if known.as_ref().is_some_and(|found| found.phase == "committed") {
+        // The daemon died, and a successor that was warm already has succeeded it without this command.
+        return Ok(next.map_or(Exit::Done, |next| next.exec("commit", &chain)));
+    }
+    phase::not_over(known.as_ref())?;
     let Some(found) = known.clone().filter(Inherited::is_held) else {
         let settled = settle::say(&args.settle, "handoff commit", Control::commit)?;
         settled.note("commit", &chain, known.as_ref(), "the trial was undone");
@@ -62,10 +67,12 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         steps.leave_trial();
     }
     if !steps.has_ended() {
+        // The successor's is the only copy from here on: that it ends must show.
+        phase::let_go(&mut chain);
         steps.go(Phase::Phase).map_err(unable)?;
     }
     if steps.has_ended() {
-        return phase::end("commit", steps, &chain, next, &common);
+        return phase::end("commit", steps, &mut chain, next, &common);
     }
     steps.tell(&chain)?;
     let handoff = &found.handoff;

@@ -7,7 +7,7 @@ use anyhow::Context;
 use handoff::chain::{Chain, JOURNAL_VAR};
 use handoff::error::Error;
 use handoff::fds::{self, HANDOFF_FDS, LISTEN_START, Role};
-use handoff::steps::{Inherited, Steps};
+use handoff::steps::{Inherited, Stayed, Steps};
 use handoff::supervisor::{Event, SpawnSpec};
 use handoff::sys::spawn::{Image, Program, Spawn};
 
@@ -172,11 +172,12 @@ fn sealed(
     let mut steps =
         Steps::resume_or_begin(&args.common.control, spec, &chain, &mut observer).map_err(unable)?;
     if steps.has_ended() {
-        return phase::end("exec-successor", steps, &chain, None, &args.common);
+        return phase::end("exec-successor", steps, &mut chain, None, &args.common);
     }
     if args.wait {
+        phase::let_go(&mut chain);
         steps.spawn(program).map_err(unable)?;
-        return phase::end("exec-successor", steps, &chain, None, &args.common);
+        return phase::end("exec-successor", steps, &mut chain, None, &args.common);
     }
     for (name, value) in &args.env {
         chain.set_env(name, value);
@@ -187,9 +188,10 @@ fn sealed(
     }
     leave_recorder(&chain, &args.common.control, found);
     let arguments: Vec<OsString> = arguments.into_iter().map(OsString::from).collect();
-    match steps.exec_successor(chain, &program, &arguments) {
-        e @ Error::Io { .. } => Ok(link::unusable("exec-successor", e)),
-        e => Err(unable(e)),
+    match steps.exec_successor(&mut chain, &program, &arguments) {
+        Stayed::Ended(steps) => phase::end("exec-successor", *steps, &mut chain, None, &args.common),
+        Stayed::Failed(e @ Error::Io { .. }) => Ok(link::unusable("exec-successor", e)),
+        Stayed::Failed(e) => Err(unable(e)),
     }
 }
 

@@ -26,7 +26,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let next = args.next.open_ahead("seal")?;
     let chain = phase::chain(&args.common)?;
     let found = match phase::held(&chain)? {
-        Some(found) if found.phase == "drained" => found,
+        // Of one that has died there is nothing left to seal, and the chain goes on.
+        Some(found) if found.phase == "drained" || found.phase == "widowed" => found,
         Some(found) => return Err(phase::wrong_order(&found)),
         None => return Err(phase::no_lease("`handoff drain --no-seal` comes before it")),
     };
