@@ -21,7 +21,7 @@ pub struct Args {
     reason: String,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "

@@ -28,7 +28,7 @@ pub struct Args {
     progress: When,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "
