@@ -88,6 +88,10 @@ phase() {
     [ "$code$on_trial" != 1yes ] || exit 5
     # The command has said why, and what was done so far is undone.
     [ "$code" = 0 ] || exit "$code"
+    # The old program may have died meanwhile, and the new one serves already.
+    case $said in
+        committed*) exit 0 ;;
+    esac
 }
 
 undo() {
@@ -121,17 +125,19 @@ if [ "${1-}" = --holding-lease ]; then
     on_trial=yes
     passed=0
     while [ "$passed" -lt "$CHECKS" ]; do
-        undo_if_asked
-        is_on_trial || exit 5
         failed=0
         healthy || failed=$?
+        trial=no
+        ! is_on_trial || trial=yes
+        # First of all: what asks this script to stop has ended these commands, too.
         undo_if_asked
+        # It has ended without this script: how, the first call finds out.
+        [ "$trial" = yes ] || exit 5
         [ "$failed" = 0 ] || undo "check $((passed + 1)) of $CHECKS failed with code $failed: $CHECK"
         passed=$((passed + 1))
-        # A signal ends the pause, and is looked at above.
         sleep "$CHECK_INTERVAL" || :
+        undo_if_asked
     done
-    undo_if_asked
     phase handoff commit
     exit 0
 fi
@@ -199,11 +205,11 @@ case $code in
     0 | 1 | 3 | 4 | 6) ;;
     # Nothing was asked of the daemon, or it is undone; whoever comes next need not wonder what became of it.
     100 | 126 | 127) handoff journal resume >/dev/null 2>&1 || : ;;
-    5 | 111) settle ;;
+    111) settle ;;
     *)
         [ "$code" -le 128 ] || say "the chain was killed by signal $((code - 128))"
-        # If it was on trial, nobody checks it any more.
-        handoff abort --reason "${0##*/} was killed" >/dev/null 2>&1 || :
+        # If the new program is on trial still, nobody checks it any more.
+        handoff abort --reason "${0##*/}: the check was ended" >/dev/null 2>&1 || :
         settle
         [ "$code" -le 128 ] || code=5
         ;;

@@ -74,6 +74,10 @@ phase() {
     esac
     # The command has said why, and what was done so far is undone.
     [ "$code" = 0 ] || exit "$code"
+    # The old program may have died meanwhile, and the new one serves already.
+    case $said in
+        committed*) exit 0 ;;
+    esac
 }
 
 # What is asked between two phases, no command has heard.
