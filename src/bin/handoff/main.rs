@@ -24,6 +24,7 @@ mod reuse;
 mod seal;
 mod settle;
 mod status;
+mod step;
 mod summary;
 mod swap;
 mod words;
