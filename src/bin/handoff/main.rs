@@ -1,6 +1,7 @@
 //! The `handoff` command: replaces the binary of a running stateful daemon.
 
 mod abort;
+mod checks;
 mod commit;
 mod demo;
 mod drain;

@@ -19,7 +19,7 @@ use crate::progress::{Progress, When};
 use crate::reuse::{self, Reused};
 use crate::step::Pauses;
 use crate::summary::Summary;
-use crate::{journal, link, logging, out, phase};
+use crate::{checks, journal, link, logging, out, phase};
 
 /// Replace the running daemon's binary by PROG, or leave everything as it was
 ///
@@ -98,6 +98,13 @@ pub struct Args {
     #[arg(long)]
     step: bool,
 
+    /// Check all that can be checked, change nothing, and say what would stand in the way
+    ///
+    /// One line a check: ok, warning or error, and what to do. It exits with 1 where a swap would be refused or fail. How many
+    /// connections arrive is counted for a quarter of a second.
+    #[arg(long, conflicts_with = "step")]
+    dry_run: bool,
+
     /// Show on standard error how it goes: auto is only on a terminal
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto)]
     progress: When,
@@ -137,6 +144,7 @@ const EXAMPLES: &str = "
   handoff swap --control /run/kv/control ./kvd-v2
   handoff swap --control /run/kv/control kvd-v2 --listen 127.0.0.1:6379 --data-dir /var/lib/kv
   handoff swap --bake 2m --health 'redis-cli ping | grep -q PONG' ./kvd-v2
+  handoff swap --dry-run ./kvd-v2                 # what would stand in the way
   handoff swap --step ./kvd-v2                    # asks before each phase
   handoff swap --json --journal /var/lib/kv/journal ./kvd-v2 | jq .gap_us";
 
@@ -153,6 +161,9 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// Swaps, and says how it ended.
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     logging::quietly("swap");
+    if args.dry_run {
+        return dry_run(&args);
+    }
     // Before anything is asked of anybody.
     if let Err(e) = Program::open(&args.program) {
         return Ok(link::unusable("swap", e));
@@ -180,6 +191,18 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
             Err(exit::attempt(e, "swap the daemon"))
         }
     }
+}
+
+fn dry_run(args: &Args) -> anyhow::Result<Exit> {
+    let own = !args.args.is_empty() || args.no_reuse_args;
+    let subject = checks::Subject {
+        control: &args.control,
+        journal: args.journal.as_deref(),
+        program: Some(&args.program),
+        args: own.then_some(&args.args),
+        cgroup: args.cgroup.as_deref(),
+    };
+    subject.check().say(args.json)
 }
 
 pub fn ask(control: &Path) -> handoff::Result<Status> {
