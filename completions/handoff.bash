@@ -917,7 +917,7 @@ _handoff() {
             return 0
             ;;
         handoff__subcmd__swap)
-            opts="-h --control --journal --drain-grace --deadline --warm-up-limit --stand-by --bake --health --health-interval --health-timeout --env --output --cgroup --no-reuse-args --progress --json --verbose --help"
+            opts="-h --control --journal --drain-grace --deadline --warm-up-limit --stand-by --bake --health --health-interval --health-timeout --env --output --cgroup --no-reuse-args --step --dry-run --progress --json --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -64,6 +64,8 @@ complete -c handoff -n "__fish_handoff_using_subcommand swap" -l progress -d 'Sh
 always\t'Also elsewhere, a line for each phase'
 never\t'Not at all'"
 complete -c handoff -n "__fish_handoff_using_subcommand swap" -l no-reuse-args -d 'Start PROG without arguments if none are given, instead of with the daemon\'s'
+complete -c handoff -n "__fish_handoff_using_subcommand swap" -l step -d 'Pause between the phases, and ask at the terminal: continue, status, shell or abort'
+complete -c handoff -n "__fish_handoff_using_subcommand swap" -l dry-run -d 'Check all that can be checked, change nothing, and say what would stand in the way'
 complete -c handoff -n "__fish_handoff_using_subcommand swap" -l json -d 'Print the outcome as one JSON object'
 complete -c handoff -n "__fish_handoff_using_subcommand swap" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand swap" -s h -l help -d 'Print help (see more with \'--help\')'

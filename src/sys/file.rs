@@ -103,7 +103,7 @@ pub(crate) fn is_read_write(fd: BorrowedFd<'_>) -> io::Result<bool> {
 }
 
 /// Returns the name of the network file system that the path is on; `None` for every other kind.
-pub(crate) fn network_kind_of(path: &Path) -> io::Result<Option<&'static str>> {
+pub fn network_kind_of(path: &Path) -> io::Result<Option<&'static str>> {
     let FsType(magic) = statfs(path)?.filesystem_type();
     Ok(network_kind(magic))
 }

@@ -130,6 +130,18 @@ impl PidFd {
         }
     }
 
+    /// Returns whether this process may send it signals; nothing is sent.
+    pub fn may_signal(&self) -> io::Result<bool> {
+        let info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: as above; 0 is no signal and only asks, see kill(2).
+        let asked = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), 0, info, 0) };
+        match Errno::result(asked) {
+            Ok(_) | Err(Errno::ESRCH) => Ok(true),
+            Err(Errno::EPERM) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// Returns another descriptor for the same process.
     pub fn try_clone(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)

@@ -189,7 +189,12 @@ fn sibling(path: &Path) -> Result<PathBuf> {
     Ok(beside)
 }
 
-fn check_directory(path: &Path) -> Result<()> {
+/// Checks that nobody else may write to the directory of a control socket.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] where others may, [`Error::Io`] where there is none.
+pub fn check_directory(path: &Path) -> Result<()> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),

@@ -3,6 +3,7 @@
 
 mod abort;
 mod ahead;
+mod checks;
 mod commit;
 mod demo;
 mod drain;
@@ -27,6 +28,7 @@ mod reuse;
 mod seal;
 mod settle;
 mod status;
+mod step;
 mod summary;
 mod swap;
 mod words;
