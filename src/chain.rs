@@ -249,7 +249,9 @@ impl Chain {
         let set = |(name, value): &(&str, Option<OsString>)| Some((OsString::from(name), value.clone()?));
         image.env.extend(self.vars.iter().filter_map(set));
         image.env.extend(self.layout.variable());
-        let is_last = !image.program.same_file(Path::new("/proc/self/exe"));
+        // Only listening sockets are anywhere else for the last program.
+        let is_last =
+            self.listeners().next().is_some() && !image.program.same_file(Path::new("/proc/self/exe"));
         let numbers = self.numbers(is_last)?;
         let mut entries: Vec<(Role, RawFd, BorrowedFd<'a>)> = self
             .held

@@ -18,7 +18,7 @@ pub mod reactor;
 pub mod signals;
 pub mod socket;
 pub mod spawn;
-mod start;
+pub mod start;
 pub mod terminal;
 pub mod tree;
 pub mod unix;

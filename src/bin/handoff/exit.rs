@@ -1,7 +1,5 @@
 //! The exit codes of every command, and how a failure is said.
 
-use std::process::ExitCode;
-
 use handoff::Error;
 use handoff::proto::Reason;
 use handoff::supervisor::Outcome;
@@ -56,12 +54,6 @@ impl Exit {
         Self::NotExecutable,
         Self::NotFound,
     ];
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
-    }
 }
 
 /// As an error it is one of which everything has been said already.

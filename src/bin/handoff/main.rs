@@ -1,4 +1,5 @@
 //! The `handoff` command: replaces the binary of a running stateful daemon.
+#![cfg_attr(not(test), no_main)]
 
 mod abort;
 mod ahead;
@@ -31,7 +32,6 @@ mod swap;
 mod words;
 
 use std::ffi::{OsStr, OsString};
-use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -131,17 +131,20 @@ const DEFINITIONS: [(&str, Augment); 12] = [
     ("kvd", kvd::Args::augment_args),
 ];
 
-fn main() -> ExitCode {
+#[cfg(not(test))]
+handoff::program!(|| main() as u8);
+
+fn main() -> Exit {
     let words: Vec<OsString> = std::env::args_os().collect();
-    let command = match lock::Args::plain(&words) {
-        Some(args) => Command::Lock(args),
-        None => match parse(words) {
-            Ok(command) => command,
-            Err(e) => return explain_usage(&e).into(),
-        },
+    if let Some(args) = lock::Args::plain(&words) {
+        return lock::run(&args).unwrap_or_else(|e| exit::fatal("lock", &e));
+    }
+    let command = match parse(words) {
+        Ok(command) => command,
+        Err(e) => return explain_usage(&e),
     };
     let name = command.name();
-    command.run().unwrap_or_else(|e| exit::fatal(name, &e)).into()
+    command.run().unwrap_or_else(|e| exit::fatal(name, &e))
 }
 
 /// Reads a command line, its first word being our own name.
