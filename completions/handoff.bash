@@ -572,7 +572,7 @@ _handoff() {
             return 0
             ;;
         handoff__subcmd__journal__subcmd__resume)
-            opts="-h --journal --control --verbose --help"
+            opts="-h --journal --control --wait --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -605,6 +605,13 @@ _handoff() {
                     fi
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
                     fi
                     return 0
                     ;;
@@ -1068,7 +1075,7 @@ _handoff_takes_value() {
         'journal show,--journal' | 'journal show,--handoff') return 0 ;;
         'journal current,--journal' | 'journal current,--data-dir' | 'journal current,--control') return 0 ;;
         'journal timeline,--journal' | 'journal timeline,--svg' | 'journal timeline,--trace') return 0 ;;
-        'journal resume,--journal' | 'journal resume,--control') return 0 ;;
+        'journal resume,--journal' | 'journal resume,--control' | 'journal resume,--wait') return 0 ;;
         'journal repair,--journal') return 0 ;;
         'kvd,--listen' | 'kvd,--data-dir' | 'kvd,--control' | 'kvd,--name' | 'kvd,--shards' | 'kvd,--max-clients' | 'kvd,--max-memory' | 'kvd,--version-label' | 'kvd,--compact-from' | 'kvd,--fail') return 0 ;;
         *) REPLY=; return 1 ;;

@@ -190,6 +190,7 @@ complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from timeline" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -l journal -d 'Read this journal' -r -F
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -l control -d 'Ask the daemon at this Unix socket [default: the one that the journal names]' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -l wait -d 'Ask for so long about a handoff that is still going on' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from repair" -l journal -d 'Repair this journal' -r -F
@@ -241,7 +242,7 @@ function __handoff_takes_value
             return 0
         case 'journal timeline,--journal' 'journal timeline,--svg' 'journal timeline,--trace'
             return 0
-        case 'journal resume,--journal' 'journal resume,--control'
+        case 'journal resume,--journal' 'journal resume,--control' 'journal resume,--wait'
             return 0
         case 'journal repair,--journal'
             return 0
