@@ -266,7 +266,7 @@ impl<'a> Steps<'a> {
     ///
     /// Returns only then.
     pub fn exec_successor(mut self, mut chain: Chain, program: &Program, args: &[OsString]) -> Error {
-        match self.prepare_successor(&mut chain) {
+        match self.prepare_successor(&mut chain, program, args) {
             Ok(()) => {
                 drop(self);
                 chain.exec(program, args)
@@ -275,12 +275,13 @@ impl<'a> Steps<'a> {
         }
     }
 
-    fn prepare_successor(&mut self, chain: &mut Chain) -> Result<()> {
+    fn prepare_successor(&mut self, chain: &mut Chain, program: &Program, args: &[OsString]) -> Result<()> {
         if chain.listeners().next().is_none() {
             for (name, fd) in self.drive.fetch_listeners(Instant::now() + ANSWER)? {
                 chain.add_listener(&name, fd)?;
             }
         }
+        self.drive.note_target(program, args)?;
         self.drive.go(Next::Become)?;
         let channel = self.drive.fill_channel()?;
         // The lock is to be taken once the incumbent has let go, and the rest is a driver's.

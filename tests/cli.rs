@@ -358,7 +358,7 @@ fn a_bake_ends_by_itself_and_keeps_the_successor() {
 fn a_bake_that_is_aborted_gives_the_service_back() {
     let rig = Rig::start();
     let baking = rig.bake(&[], &[]);
-    let said = rig.run(&["abort", "too many errors"]).expect(0);
+    let said = rig.run(&["abort", "--reason", "too many errors"]).expect(0);
     assert!(said.out.starts_with("rolled back ") && said.out.contains("(v1) serves"), "{said:?}");
     let swap = Said::by(baking).expect(3);
     assert!(swap.out.contains("too many errors"), "{swap:?}");
@@ -424,7 +424,7 @@ fn an_abort_reaches_a_successor_that_warms_up() {
     let mut command = rig.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
     let swap = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     eventually("the warm-up", || rig.status().is_some_and(|status| status.handoff.is_some()));
-    rig.run(&["abort", "changed my mind"]).expect(0);
+    rig.run(&["abort", "--reason", "changed my mind"]).expect(0);
     let said = Said::by(swap).expect(3);
     assert!(said.out.contains("changed my mind"), "{said:?}");
     assert_eq!(rig.serving(), "v1");

@@ -96,8 +96,8 @@ fn said(ran: &sandbox::Ran) -> String {
 fn redactions() -> Redactions {
     let mut redactions = Redactions::new();
     for (placeholder, pattern) in [
-        ("[PID]", r#"(?:\bpid |"pid":|"sid":|\b(?:driver|incumbent|successor)\[)(?<redacted>\d+)"#),
-        ("[TIME]", r"(?<redacted>\b(?:\d+us|\d+m\d+s|\d+(?:\.\d+)? ?µs|\d+\.\d+ ?m?s)\b)"),
+        ("[PID]", r#"(?:\bpid |"pid":|"sid":|\b(?:driver|incumbent|successor|operator)\[)(?<redacted>\d+)"#),
+        ("[TIME]", r"(?<redacted>\b(?:\d+us|\d+m\d+s|\d+(?:\.\d+)? ?µs|\d+\.\d+ ?m?s|\d+ ms)\b)"),
         ("[WHEN]", r"(?<redacted>\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z)"),
         ("[ID]", r"(?<redacted>\b1m[0-9a-z]{11}\b)"),
         ("[BUILD]", r"(?<redacted>\b[0-9a-f]{40}\b)"),
@@ -106,7 +106,9 @@ fn redactions() -> Redactions {
         ("[CRC]", r#"(?:"crc":"|checksum |checksum is )(?<redacted>[0-9a-f]{8})\b"#),
         ("[BYTE]", r"(?:\bat byte |\.damaged-)(?<redacted>\d+)"),
         ("[BYTES]", r"(?<redacted>\d+) bytes at byte"),
-        ("[SEQ]", r"(?:Z|\]) +(?<redacted>\d+) (?:1m|\[ID)"),
+        ("[COOKIE]", r"\bcookie:(?<redacted>\d+)"),
+        ("[INODE]", r"\binode:(?<redacted>\d+:\d+)"),
+        ("[SEQ]", r"(?:Z|\]) +(?<redacted>\d+) (?:1m|\[ID|-)"),
         ("[N]", r#""(?:[a-z]+_(?:ms|us)|start_ticks)":(?<redacted>\d+)"#),
     ] {
         let pattern = regex::Regex::new(pattern).unwrap();

@@ -111,17 +111,21 @@ impl<'a> Image<'a> {
 
 /// A program to start as another process, which shares nothing with this one but what is named here.
 ///
-/// Its standard input is `/dev/null`, its signals are all at their defaults and none is blocked.
+/// Its signals are all at their defaults and none is blocked.
 #[derive(Debug)]
 pub struct Spawn<'a> {
     /// The program, with its arguments, environment and descriptors.
     pub image: Image<'a>,
     /// Whether it leads a session of its own, whose id is then its pid.
     pub new_session: bool,
+    /// Whether it is nobody's child but init's: the child that is returned only started it, and ends at once.
+    pub orphan: bool,
     /// The directory of a control group that it is in from its first instruction.
     pub cgroup: Option<PathBuf>,
     /// Its working directory, or ours.
     pub directory: Option<PathBuf>,
+    /// Its standard input, or `/dev/null`.
+    pub stdin: Option<BorrowedFd<'a>>,
     /// Its standard output, or ours.
     pub stdout: Option<BorrowedFd<'a>>,
     /// Its standard error, or ours.
@@ -131,7 +135,16 @@ pub struct Spawn<'a> {
 impl<'a> Spawn<'a> {
     /// Returns what starts the image in our session, with our standard output and error.
     pub fn new(image: Image<'a>) -> Self {
-        Self { image, new_session: false, cgroup: None, directory: None, stdout: None, stderr: None }
+        Self {
+            image,
+            new_session: false,
+            orphan: false,
+            cgroup: None,
+            directory: None,
+            stdin: None,
+            stdout: None,
+            stderr: None,
+        }
     }
 
     /// Starts the program and returns once it runs. Whoever gets the child must wait for it.
@@ -181,11 +194,13 @@ impl<'a> Spawn<'a> {
             launch,
             report: writer,
             new_session: self.new_session,
+            orphan: self.orphan,
             cgroup: self.cgroup.as_deref().map(open_cgroup).transpose()?,
             strays_max: strays_max(),
         };
         let mut command = Command::new(self.image.program.path());
-        command.stdin(Stdio::null()).stdout(stdio(self.stdout)?).stderr(stdio(self.stderr)?);
+        let stdin = if self.stdin.is_some() { stdio(self.stdin)? } else { Stdio::null() };
+        command.stdin(stdin).stdout(stdio(self.stdout)?).stderr(stdio(self.stderr)?);
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
@@ -475,6 +490,7 @@ struct Newborn {
     launch: Launch,
     report: OwnedFd,
     new_session: bool,
+    orphan: bool,
     cgroup: Option<File>,
     strays_max: RawFd,
 }
@@ -482,6 +498,9 @@ struct Newborn {
 impl Newborn {
     /// Does not return: the standard library would report a failure to a number that may be one of our targets by then.
     fn live(&mut self) -> io::Result<()> {
+        if self.orphan {
+            leave_to_init();
+        }
         let failure = match self.settle() {
             Ok(()) => self.launch.run(),
             Err(failure) => failure,
@@ -517,6 +536,19 @@ impl Newborn {
             // Before Linux 5.11.
             (FIRST_FREE..self.strays_max).for_each(|fd| set_close_on_exec(fd, true));
         }
+    }
+}
+
+/// Goes on as a child of this process, which ends: whoever waits for that one is done, and init takes the other.
+///
+/// The C library's fork would run handlers of others that may wait for locks; the kernel's copies and nothing else. If there can
+/// be no further process, this one goes on, as a child like any other.
+fn leave_to_init() {
+    // SAFETY: without flags but the signal at its end it is fork(2), and needs no stack.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    if pid > 0 {
+        // SAFETY: ends this process at once, without the parent's exit handlers.
+        unsafe { libc::_exit(0) }
     }
 }
 
@@ -846,6 +878,21 @@ mod tests {
             end(child);
             assert_eq!(session == pid, new_session);
         }
+    }
+
+    #[test]
+    fn an_orphan_is_not_this_processs_child_and_runs_on() {
+        let shell = shell();
+        let script = image(&shell, &["-c", "echo $PPID $$; exec sleep 600"]);
+        let (mut child, mut reader) = start(Spawn { orphan: true, new_session: true, ..Spawn::new(script) });
+        assert!(child.wait().unwrap().success(), "it has only started the other");
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        let ids: Vec<u32> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        let orphan = PidFd::open(ids[1]).unwrap();
+        assert!(ids[0] != std::process::id() && ids[1] != child.id(), "{line}");
+        assert!(!orphan.is_dead().unwrap());
+        orphan.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 
     #[test]

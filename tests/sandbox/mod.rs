@@ -4,9 +4,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use super::common::{HANDOFF, has_tool, wait_for_exit};
+use super::common::{HANDOFF, PATIENCE, has_tool};
 
 /// What a line of shell came to.
 #[derive(Clone, Debug)]
@@ -63,15 +64,32 @@ pub fn run(lines: &[String]) -> Vec<Ran> {
         .stderr(own)
         .spawn()
         .unwrap();
-    wait_for_exit(&mut child);
+    let in_time = ends_in_time(&mut child);
     let read = |path: PathBuf| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let ran = |(n, line): (usize, &String)| {
-        let said = read(dir.path().join(format!("{n}.said"))).unwrap_or_default();
+        let said = read(dir.path().join(format!("{n}.said")))
+            .or_else(|_| read(dir.path().join(format!("{n}.all"))))
+            .unwrap_or_default();
         let code = read(dir.path().join(format!("{n}.code"))).unwrap_or_else(|_| {
             let own = read(dir.path().join("own")).unwrap();
-            panic!("the sandbox ended in {line:?}, which said {said:?}; its own words: {own}")
+            let why = if in_time { "the shell ended" } else { "it took too long" };
+            panic!("{why} in {line:?} of {lines:#?}, which said {said:?}; the shell itself: {own}")
         });
         Ran { line: line.clone(), said, code: code.trim().parse().unwrap() }
     };
     lines.iter().enumerate().map(ran).collect()
+}
+
+/// Waits for the end, and kills what does not come to it.
+fn ends_in_time(child: &mut Child) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
 }

@@ -31,15 +31,53 @@ settle() {
         *'--bake'*) wanted=on-trial ;;
         *) wanted=serving ;;
     esac
-    tries=0
-    while [ $tries -lt 1000 ]; do
+    deadline=$(($(date +%s) + 30))
+    while [ "$(date +%s)" -lt $deadline ]; do
         for path in "$control" data/control; do
             handoff status --control "$path" --json 2>/dev/null | grep -q "\"phase\":\"$wanted\"" && return
         done
         sleep 0.02
-        tries=$((tries + 1))
     done
-    echo "nobody serves"
+    echo "nobody is $wanted"
+}
+
+# Prints which generation of the record is the daemon's that answers.
+generation() {
+    for path in "${HANDOFF_CONTROL:-/run/kv/control}" data/control; do
+        handoff status --control "$path" --json 2>/dev/null | sed -n 's/.*"generation":\([0-9]*\).*/\1/p'
+    done
+}
+
+# Runs a line ($1) that becomes a daemon, and waits until that serves.
+becomes() {
+    before=$(generation)
+    eval "$1" &
+    deadline=$(($(date +%s) + 30))
+    while [ "$(date +%s)" -lt $deadline ]; do
+        kill -0 $! 2>/dev/null || { wait $!; return; }
+        [ "$(generation)" = "$before" ] || return 0
+        sleep 0.02
+    done
+    echo "nothing has become a daemon"
+    return 1
+}
+
+# Runs a line ($1) that lets a successor bake, and ends the trial.
+bakes() {
+    eval "$1" &
+    settle "$1"
+    handoff commit && wait $!
+}
+
+# Runs a line ($1) that goes on for ever, until it says something.
+follows() {
+    eval "$1" >followed 2>&1 &
+    deadline=$(($(date +%s) + 30))
+    until [ -s followed ] || [ "$(date +%s)" -ge $deadline ]; do
+        sleep 0.02
+    done
+    kill $!
+    [ -s followed ]
 }
 
 n=0

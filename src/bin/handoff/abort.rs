@@ -33,7 +33,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let next = args.next.open("abort")?;
     let common = args.settle.as_common(When::Never);
     let chain = phase::chain(&common)?;
-    if let Some(found) = handoff::steps::inherited(&chain)?.filter(Inherited::is_held) {
+    let known = handoff::steps::inherited(&chain)?;
+    if let Some(found) = known.clone().filter(Inherited::is_held) {
         let mut watcher = Watcher::new("abort", When::Never)?;
         let mut observer = |event: &Event<'_>| watcher.observe(event);
         let unable = |e| exit::attempt(e, "undo the handoff");
@@ -46,6 +47,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let settled = settle::say(&args.settle, "handoff abort", |control, deadline| {
         control.abort(&args.reason, deadline)
     })?;
+    settled.note("abort", &chain, known.as_ref(), &args.reason);
     let exit = settled.report(args.settle.json, "rolled-back")?;
     wanted(exit, next, &chain)
 }

@@ -41,8 +41,10 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let next = args.next.open("commit")?;
     let common = args.settle.as_common(args.progress);
     let chain = phase::chain(&common)?;
-    let Some(found) = handoff::steps::inherited(&chain)?.filter(Inherited::is_held) else {
+    let known = handoff::steps::inherited(&chain)?;
+    let Some(found) = known.clone().filter(Inherited::is_held) else {
         let settled = settle::say(&args.settle, "handoff commit", Control::commit)?;
+        settled.note("commit", &chain, known.as_ref(), "the trial was undone");
         return match next {
             Some(next) if settled.is("committed") => Ok(next.exec("commit", &chain)),
             _ => settled.report(args.settle.json, "committed"),

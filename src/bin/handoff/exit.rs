@@ -4,10 +4,13 @@ use handoff::Error;
 use handoff::proto::Reason;
 use handoff::supervisor::Outcome;
 
-use crate::out;
+use crate::{examples, out};
 
 /// What a message about a failure begins with.
 const UNABLE: &str = "unable to ";
+
+/// How wide an example in a help text may be, in columns: as wide as the help, less the indentation.
+const EXAMPLE_WIDTH: usize = 98;
 
 /// What a command's exit code means. The same for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +142,9 @@ pub fn attempt(e: Error, phrase: impl Into<String>) -> anyhow::Error {
 pub fn after_help(examples: &str) -> String {
     let table: Vec<String> =
         Exit::ALL.iter().map(|exit| format!("  {:>3}  {}", *exit as u8, exit.meaning())).collect();
-    format!("EXAMPLES\n{}\n\nEXIT CODES\n{}", examples.trim_matches('\n'), table.join("\n"))
+    let examples: Vec<String> =
+        examples::shown(examples, EXAMPLE_WIDTH).iter().map(|line| format!("  {line}")).collect();
+    format!("EXAMPLES\n{}\n\nEXIT CODES\n{}", examples.join("\n"), table.join("\n"))
 }
 
 /// The library's errors say their own cause, so what is below them is not repeated.

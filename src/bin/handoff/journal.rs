@@ -28,7 +28,7 @@ use serde::Serialize;
 
 use crate::exit::{self, Exit};
 use crate::link::Next;
-use crate::{logging, out};
+use crate::{duration, logging, out};
 
 /// Begin and keep the journal, and ask it what happened, what is current and where the time went
 #[derive(clap::Args)]
@@ -156,6 +156,10 @@ struct Resume {
     /// Ask the daemon at this Unix socket [default: the one that the journal names]
     #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     control: Option<PathBuf>,
+
+    /// Ask for so long about a handoff that is still going on
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
+    wait: Duration,
 }
 
 /// Move the damaged parts of a journal into files beside it, and keep every sound record
@@ -513,8 +517,12 @@ fn resume(args: &Resume) -> anyhow::Result<Exit> {
     let control = args.control.clone().or_else(|| named_control(&open)).ok_or_else(|| Error::Invalid {
         detail: "the journal does not say where the daemon answers: give --control".to_owned(),
     })?;
-    let supervisor = Supervisor::new(control)?.with_journal(&args.file.journal);
-    match supervisor.resume_from_journal()? {
+    let supervisor = Supervisor::new(control)?.with_journal(&args.file.journal).with_patience(args.wait);
+    let recovered = match Chain::inherit()?.take(&Role::Journal) {
+        Some(fd) => supervisor.resume_in(&mut Journal::adopt(fd, &args.file.journal)?)?,
+        None => supervisor.resume_from_journal()?,
+    };
+    match recovered {
         Some(recovered) => {
             let _ = out::line(&format!("handoff {}: {}", recovered.handoff_id, phrase(&recovered.outcome)))?;
             Ok(match recovered.outcome {

@@ -7,6 +7,7 @@ mod commit;
 mod demo;
 mod drain;
 mod duration;
+mod examples;
 mod exec_successor;
 mod exit;
 mod health;

@@ -3,17 +3,21 @@
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Write};
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 
 use anyhow::Context;
 use handoff::proto::record::Program;
+use handoff::sys::terminal;
 use serde::Serialize;
 
-/// Writes text to standard output; breaks when nobody reads it any more, as `head` does not after its lines.
+/// Writes text to standard output; breaks when nobody reads it any more, as `head` does not after its lines, nor a closed terminal.
 pub fn text(text: &str) -> anyhow::Result<ControlFlow<()>> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(ControlFlow::Continue(())),
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe || terminal::is_gone(&e, io::stdout().as_fd()) => {
+            Ok(ControlFlow::Break(()))
+        }
         Err(e) => Err(e).context("write to standard output"),
     }
 }

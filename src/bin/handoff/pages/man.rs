@@ -12,6 +12,7 @@ use clap_mangen::Man;
 
 use super::roff::{bold, by_hand, example, heading, italic, literal, prose, tagged, wrapped};
 use super::{Files, definition, expect_files, paths, root, run_tool};
+use crate::examples;
 use crate::exit::Exit;
 
 const MANUAL: &str = "Handoff Manual";
@@ -287,7 +288,8 @@ impl<'a> Page<'a> {
     }
 
     fn see_also(&mut self) -> String {
-        let by_hand = self.body("SEE ALSO");
+        // Names of pages as text, and not yet as troff.
+        let by_hand = self.body("SEE ALSO").replace("\\-", "-");
         let mut pages: Vec<&str> =
             by_hand.split([',', '\n']).map(str::trim).filter(|page| !page.is_empty()).collect();
         if !self.is_root() {
@@ -513,42 +515,10 @@ fn with_bold(line: &str) -> String {
 /// How wide an example may be, in columns.
 const EXAMPLE_WIDTH: usize = 68;
 
-/// Returns the examples in a command's help, each remark on a line above its example, and long ones as two lines.
+/// Returns the examples in a command's help.
 fn examples_of(command: &Command) -> Option<Vec<String>> {
     let help = command.get_after_help()?.to_string();
     let block = help.strip_prefix("EXAMPLES\n")?;
     let block = &block[..block.find("\n\nEXIT CODES").unwrap_or(block.len())];
-    Some(
-        block
-            .lines()
-            .flat_map(|line| with_remark_above(line.trim()))
-            .flat_map(|line| continued(&line))
-            .collect(),
-    )
-}
-
-fn with_remark_above(line: &str) -> Vec<String> {
-    match line.split_once("  #") {
-        Some((line, remark)) => vec![format!("# {}", remark.trim()), line.trim_end().to_owned()],
-        None => vec![line.to_owned()],
-    }
-}
-
-/// Breaks a command that is too wide: behind the `--` that ends a link if there is one, or else before an option, a program
-/// or a pipe.
-fn continued(line: &str) -> Vec<String> {
-    if line.len() <= EXAMPLE_WIDTH {
-        return vec![line.to_owned()];
-    }
-    let ends = |end: usize| end + 2 <= EXAMPLE_WIDTH;
-    let links = line.match_indices(" -- ").map(|(at, _)| at + " --".len());
-    let words = [" --", " |", " kvd"].iter().flat_map(|mark| line.match_indices(mark)).map(|(at, _)| at);
-    // Not the indentation.
-    let words = words.filter(|at| !line[..*at].trim().is_empty());
-    let Some(at) = links.filter(|at| ends(*at)).max().or(words.filter(|at| ends(*at)).max()) else {
-        return vec![line.to_owned()];
-    };
-    let mut lines = vec![format!("{} \\", &line[..at])];
-    lines.extend(continued(&format!("    {}", line[at..].trim_start())));
-    lines
+    Some(examples::shown(block, EXAMPLE_WIDTH))
 }
