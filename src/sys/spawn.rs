@@ -229,7 +229,11 @@ fn strays_max() -> RawFd {
 
 /// Returns another close-on-exec descriptor for the same description, numbered `floor` or more.
 fn lift(fd: BorrowedFd<'_>, floor: RawFd) -> io::Result<OwnedFd> {
-    let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(floor))?;
+    let copy = match fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(floor)) {
+        // So the kernel says that even the first number is above RLIMIT_NOFILE.
+        Err(Errno::EINVAL) => return Err(Errno::EMFILE.into()),
+        copy => copy?,
+    };
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }

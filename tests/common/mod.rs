@@ -182,6 +182,11 @@ pub fn has_strace() -> bool {
     has_tool("strace", Command::new("strace").args(["-f", "--seccomp-bpf", "-e", "trace=none", "true"]))
 }
 
+/// Returns whether sudo can make this user another one; says loudly that a test is skipped if not, and fails in CI.
+pub fn has_sudo() -> bool {
+    has_tool("sudo", Command::new("sudo").args(["-n", "-u", "nobody", "true"]))
+}
+
 /// Returns whether script(1) is there, which gives a program a terminal; says loudly that a test is skipped if not, and fails in CI.
 pub fn has_script() -> bool {
     has_tool("bsdutils", Command::new("script").arg("--version"))
