@@ -5,13 +5,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::data_dir::{self, DataDirLock};
 use crate::dialect::{self, Layout};
 use crate::error::{Error, Result};
 use crate::fds::{self, HANDOFF_FDS, LISTEN_START, Role};
 use crate::sys::spawn::{Image, Program};
-use crate::sys::{inherit, socket};
+use crate::sys::{file, inherit, socket};
 
 /// The variable that stands in for the option `--control`.
 pub const CONTROL_VAR: &str = "HANDOFF_CONTROL";
@@ -29,20 +30,30 @@ const STDIN: RawFd = 0;
 #[derive(Debug, Default)]
 pub struct Chain {
     held: Vec<(Role, OwnedFd)>,
-    vars: Vec<(&'static str, OsString)>,
+    /// Changes to the environment; none is for what is taken out.
+    vars: Vec<(&'static str, Option<OsString>)>,
+    env: Vec<(OsString, OsString)>,
     layout: Layout,
 }
 
 impl Chain {
     /// Takes what this process inherited: the fd table, each entry verified, or else what `LISTEN_FDS` says. The variables are taken
-    /// out of the environment; to be called before the process starts threads.
+    /// out of the environment; to be called before the process starts threads. A lock that came along is also there for the
+    /// [`DataDirLock::acquire`] that asks for its directory: opened anew, its file would be locked by this very chain.
     ///
     /// # Errors
     ///
-    /// [`Error::Descriptor`] for a descriptor that is closed or another one than was passed, [`Error::Invalid`] for a malformed table.
+    /// [`Error::Descriptor`] for a descriptor that is closed or another one than was passed, [`Error::Invalid`] for a malformed table;
+    /// [`Error::Io`] where there are no more descriptors.
     pub fn inherit() -> Result<Self> {
         let layout = Layout::inherit()?;
-        Ok(Self { held: fds::take()?, vars: vec![], layout })
+        let held = fds::take()?;
+        for (_, fd) in held.iter().filter(|(role, _)| *role == Role::Lock) {
+            let copy =
+                fd.try_clone().map_err(|e| Error::io("copy the descriptor of an inherited lock", e))?;
+            data_dir::offer_inherited(copy);
+        }
+        Ok(Self { held, layout, ..Self::default() })
     }
 
     /// Takes what was passed in the dialects of other tools too; to be called before the process starts threads.
@@ -121,9 +132,32 @@ impl Chain {
         self.listeners().try_for_each(|(name, fd)| fds::check_listener(name, fd))
     }
 
+    /// Adds the lock of a data directory, unless the chain has it already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] where there are no more descriptors.
+    pub fn add_lock(&mut self, lock: &DataDirLock) -> Result<()> {
+        let identify =
+            |fd: BorrowedFd<'_>| file::identity(fd).map_err(|e| Error::io("look at an inherited lock", e));
+        let wanted = identify(lock.as_fd())?;
+        for (_, fd) in self.held.iter().filter(|(role, _)| *role == Role::Lock) {
+            if identify(fd.as_fd())? == wanted {
+                return Ok(());
+            }
+        }
+        self.add(Role::Lock, lock.try_clone_fd()?);
+        Ok(())
+    }
+
     /// Returns the first descriptor of this role.
     pub fn get(&self, role: &Role) -> Option<BorrowedFd<'_>> {
         self.held.iter().find(|(other, _)| other == role).map(|(_, fd)| fd.as_fd())
+    }
+
+    /// Returns the path of the file that the first descriptor of this role leads to.
+    pub fn path_of(&self, role: &Role) -> Option<PathBuf> {
+        std::fs::read_link(format!("/proc/self/fd/{}", self.get(role)?.as_raw_fd())).ok()
     }
 
     /// Takes out the first descriptor of this role: it is not handed on any more.
@@ -147,8 +181,23 @@ impl Chain {
 
     /// Sets a variable for the next program.
     pub fn set_var(&mut self, name: &'static str, value: impl Into<OsString>) {
+        self.change_var(name, Some(value.into()));
+    }
+
+    /// Sets a variable that somebody asked for, whatever its name.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.retain(|(other, _)| other != name);
+        self.env.push((name.into(), value.into()));
+    }
+
+    /// Takes a variable out of the next program's environment.
+    pub fn unset_var(&mut self, name: &'static str) {
+        self.change_var(name, None);
+    }
+
+    fn change_var(&mut self, name: &'static str, value: Option<OsString>) {
         self.vars.retain(|(other, _)| *other != name);
-        self.vars.push((name, value.into()));
+        self.vars.push((name, value));
     }
 
     /// Becomes the next program, with the same pid. If that fails, the process is as it was before.
@@ -180,7 +229,12 @@ impl Chain {
                 || self.vars.iter().any(|(ours, _)| name == *ours)
         };
         image.env.retain(|(name, _)| !is_ours(name));
-        image.env.extend(self.vars.iter().map(|(name, value)| (OsString::from(name), value.clone())));
+        for (name, value) in &self.env {
+            image.env.retain(|(other, _)| other != name);
+            image.env.push((name.clone(), value.clone()));
+        }
+        let set = |(name, value): &(&str, Option<OsString>)| Some((OsString::from(name), value.clone()?));
+        image.env.extend(self.vars.iter().filter_map(set));
         image.env.extend(self.layout.variable());
         let is_last = !image.program.same_file(Path::new("/proc/self/exe"));
         let numbers = self.numbers(is_last)?;

@@ -104,6 +104,16 @@ impl Channel {
         self.input.contains(&b'\n')
     }
 
+    /// Returns whether nothing is half read or half written here, so that another process can go on with the socket.
+    pub fn is_clean(&self) -> bool {
+        self.input.is_empty() && self.received.is_empty() && self.output.is_empty()
+    }
+
+    /// Returns the socket.
+    pub fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+
     /// Returns whether something is left to send.
     pub fn wants_write(&self) -> bool {
         !self.output.is_empty()

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::proto::record::{self, Defect, OwnerRecord, Reading};
 use crate::sys::file::{self, Identity};
-use crate::sys::lock::{self, Fate, Holder};
+use crate::sys::lock::{self, Fate, Holder, Holding};
 use crate::sys::poll;
 
 /// The name of the lock file, unless [`LockOptions::file_name`] says otherwise.
@@ -163,7 +163,8 @@ impl DataDirLock {
     /// Writes the record: one pwrite(2), and one fdatasync(2) if it must be durable when this returns.
     ///
     /// After records of other processes that may not be on disk, one fdatasync comes first; [`settle`](Self::settle)
-    /// takes that out of the gap.
+    /// takes that out of the gap. Before the first record the file and its directory are synced; no gap has that, since whoever hands
+    /// over has a record.
     ///
     /// # Errors
     ///
@@ -179,6 +180,10 @@ impl DataDirLock {
             .map_err(|oversized| Error::Invalid { detail: oversized.to_string() })?;
         if write.args_dropped {
             tracing::warn!(path = %self.path().display(), "the arguments do not fit into the owner record and are left out");
+        }
+        if reading.record.is_none() {
+            // Until there is one, nobody can tell whether the one who created the file lived to sync it.
+            file::sync_new(&self.file, self.dir()).map_err(|e| self.io("sync", e))?;
         }
         if write.sync_first {
             self.sync(reading.sequence)?;
@@ -253,10 +258,19 @@ impl DataDirLock {
     ///
     /// [`Error::Io`] if the file cannot be looked at.
     pub fn who(dir_or_file: impl AsRef<Path>) -> Result<Vec<Holder>> {
+        Self::holding(dir_or_file).map(|holding| holding.holders)
+    }
+
+    /// As [`who`](Self::who), and whether it is locked at all, as it also is by a process that cannot be seen.
+    ///
+    /// # Errors
+    ///
+    /// As [`who`](Self::who).
+    pub fn holding(dir_or_file: impl AsRef<Path>) -> Result<Holding> {
         let path = lock_file_of(dir_or_file.as_ref());
         let identity =
             file::identity_at(&path).map_err(|e| Error::io(format!("look at {}", path.display()), e))?;
-        Ok(identity.map(lock::holders).unwrap_or_default())
+        Ok(identity.map(lock::holding).unwrap_or_default())
     }
 
     /// Returns a copy of the descriptor to pass on; from now on the lock lives as long as its last copy.
@@ -361,11 +375,13 @@ impl LockOptions {
         let deadline = poll::after(self.wait);
         let mut pause = FIRST_PAUSE;
         loop {
-            if let Some(file) = place.lock_file_at_path()? {
-                return DataDirLock::under_lock(file, place, false);
-            }
+            let attempt = match place.lock_file_at_path()? {
+                Some(file) => DataDirLock::under_lock(file, place.clone(), false),
+                None => Err(Error::Locked { path: place.path.clone(), holders: Vec::new() }),
+            };
+            let Err(Error::Locked { holders, .. }) = &attempt else { return attempt };
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(place.locked());
+                return if holders.is_empty() { Err(place.locked()) } else { attempt };
             }
             sleep_longer(&mut pause, deadline);
         }
@@ -384,8 +400,7 @@ impl LockOptions {
         let name = Path::new(&self.file_name);
         let mut components = name.components();
         if !matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)) {
-            let detail =
-                format!("the lock file's name must be a name in the data directory, not {}", name.display());
+            let detail = format!("the lock file's name must be a name in the data directory, not {name:?}");
             return Err(Error::Invalid { detail });
         }
         let dir = dir.canonicalize().map_err(|e| {
@@ -438,7 +453,9 @@ impl DataDirLock {
         };
         lock.check_record_locks()?;
         let reading = lock.read()?;
-        lock.finish_creation(&reading)?;
+        if reading.unfinished {
+            file::write_at(&lock.file, &record::blank(), 0).map_err(|e| lock.io("write", e))?;
+        }
         check_generation(lock.path(), reading.record.as_ref())?;
         Ok(lock)
     }
@@ -450,17 +467,6 @@ impl DataDirLock {
         }
         let strangers = self.holders()?.into_iter().filter(|holder| holder.pid != self.owner_pid).collect();
         Err(Error::Locked { path: self.path().into(), holders: strangers })
-    }
-
-    /// Until there is a record, nobody can tell whether the one who created the file lived to sync it.
-    fn finish_creation(&self, reading: &Reading) -> Result<()> {
-        if reading.unfinished {
-            file::write_at(&self.file, &record::blank(), 0).map_err(|e| self.io("write", e))?;
-        }
-        if reading.record.is_none() {
-            file::sync_new(&self.file, self.dir()).map_err(|e| self.io("sync", e))?;
-        }
-        Ok(())
     }
 }
 

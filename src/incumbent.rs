@@ -73,6 +73,11 @@ pub enum Served {
         /// The handoff's id.
         handoff: String,
     },
+    /// A driver asked for a planned stop: the data is sealed, the lock is free, and no successor comes.
+    Retired {
+        /// The handoff's id.
+        handoff: String,
+    },
     /// This process has let go of the data: it served on trial and the one before it serves again, or another took over.
     SteppedDown {
         /// Why.

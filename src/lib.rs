@@ -123,6 +123,7 @@ mod recover;
 pub mod role;
 mod serve;
 mod session;
+pub mod steps;
 pub mod supervisor;
 #[doc(hidden)]
 pub mod sys;

@@ -70,11 +70,19 @@ impl SuccessorsProgram {
 
 /// Finds out how the handoff that was left open in the journal ended, and records it.
 pub(crate) fn recover(journal: &Path, control: &Path) -> error::Result<Option<Recovered>> {
+    recover_in(&mut Journal::open(journal)?, control)
+}
+
+/// The same, in a journal that this process holds.
+pub(crate) fn recover_in(journal: &mut Journal, control: &Path) -> error::Result<Option<Recovered>> {
     recover_within(journal, control, INQUIRY)
 }
 
-fn recover_within(journal: &Path, control: &Path, patience: Duration) -> error::Result<Option<Recovered>> {
-    let mut journal = Journal::open(journal)?;
+fn recover_within(
+    journal: &mut Journal,
+    control: &Path,
+    patience: Duration,
+) -> error::Result<Option<Recovered>> {
     let Some(open) = journal::unfinished(&journal.contents()?.records) else { return Ok(None) };
     let parties = Parties::of(&open.handoff);
     let handoff_id = open.handoff.id;
@@ -92,10 +100,12 @@ fn recover_within(journal: &Path, control: &Path, patience: Duration) -> error::
 
 /// What a recovery writes down of an answer that is final.
 fn found(parties: &Parties, outcome: &Outcome) -> Vec<Event> {
-    let conclusion = reason_of(outcome).unwrap_or_else(|| "committed".to_owned());
+    let plain = if *outcome == Outcome::Retired { "retired" } else { "committed" };
+    let conclusion = reason_of(outcome).unwrap_or_else(|| plain.to_owned());
     let ended = match outcome {
         Outcome::Committed => parties.record().map(|record| committed(&record)),
         Outcome::RolledBack(reason) => Some(Event::RolledBack { reason: reason.to_string() }),
+        Outcome::Retired => Some(Event::Retired),
         Outcome::Refused(_) | Outcome::NothingServing(_) | Outcome::Undecided(_) => None,
     };
     ended.into_iter().chain([Event::Recovered { conclusion }]).collect()
@@ -146,7 +156,7 @@ fn going_on(facts: &Facts) -> &'static str {
 /// Returns why a successor does not serve, as a sentence.
 pub(crate) fn reason_of(outcome: &Outcome) -> Option<String> {
     match outcome {
-        Outcome::Committed => None,
+        Outcome::Committed | Outcome::Retired => None,
         Outcome::RolledBack(reason) => Some(reason.to_string()),
         Outcome::Refused(Refusal::Busy { handoff, phase, age_ms }) => {
             Some(format!("busy: handoff {handoff} has been going on for {age_ms} ms and is in phase {phase}"))
@@ -184,7 +194,7 @@ impl Parties {
         let locked = self
             .lock_file
             .as_ref()
-            .is_some_and(|path| DataDirLock::who(path).is_ok_and(|holders| !holders.is_empty()));
+            .is_some_and(|path| DataDirLock::holding(path).is_ok_and(|holding| holding.locked));
         Facts { answer, locked, record: self.record().map(|record| record.standing) }
     }
 
@@ -245,6 +255,7 @@ mod tests {
             lock_file: None,
             generation: Some(1),
             incumbent: None,
+            by: None,
         }
     }
 
@@ -283,14 +294,13 @@ mod tests {
         let (path, control) = (dir.path().join("journal"), dir.path().join("control"));
         let mut journal = Journal::open(&path).unwrap();
         journal.append("h1", Actor::Driver, begun(dir.path())).unwrap();
-        drop(journal);
         // Somebody holds it and does not answer.
         let lock = DataDirLock::acquire(dir.path()).unwrap();
-        let recovered = recover_within(&path, &control, Duration::ZERO).unwrap().unwrap();
+        let recovered = recover_within(&mut journal, &control, Duration::ZERO).unwrap().unwrap();
         assert!(matches!(recovered.outcome, Outcome::Undecided(_)), "{recovered:?}");
         drop(lock);
-        let recovered = recover_within(&path, &control, Duration::ZERO).unwrap().unwrap();
+        let recovered = recover_within(&mut journal, &control, Duration::ZERO).unwrap().unwrap();
         assert!(matches!(recovered.outcome, Outcome::NothingServing(_)), "{recovered:?}");
-        assert_eq!(recover_within(&path, &control, Duration::ZERO).unwrap(), None, "that was final");
+        assert_eq!(recover_within(&mut journal, &control, Duration::ZERO).unwrap(), None, "that was final");
     }
 }

@@ -1,6 +1,7 @@
 //! What a daemon is when it starts: the first of its kind, or the successor of one that serves.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -97,7 +98,11 @@ impl Successor {
     pub fn handshake(mut self, build_id: impl Into<Vec<u8>>) -> Result<HandshookSuccessor> {
         let deadline = Instant::now() + HANDSHAKE;
         let build_id = crate::incumbent::build_id_text(&build_id.into());
-        self.channel.deliver(&Message::Hello(own_hello("successor", &build_id)?), &[], deadline)?;
+        match self.channel.deliver(&Message::Hello(own_hello("successor", &build_id)?), &[], deadline) {
+            // A driver that became this very process: all that it had to say was said before, and is there to be read.
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => {}
+            delivered => delivered?,
+        }
         check_hello(self.channel.wait("the driver's hello", deadline)?.0)?;
         let (offer, incumbent) = match self.channel.wait("the driver's offer", deadline)? {
             (Message::Offer(offer), fds) => (offer, pidfd(fds)?),

@@ -92,6 +92,7 @@ enum Finished {
 /// How the loop ended.
 enum Ended {
     Committed(String),
+    Retired(String),
     SteppedDown(Reason),
     Superseded(OwnerRecord),
     Stopped,
@@ -344,6 +345,7 @@ impl<'a, D: Drainable> Server<'a, D> {
         bound.remove(&control_path);
         Ok(match self.end.unwrap_or(Ok(Ended::Stopped))? {
             Ended::Committed(handoff) => Served::Committed { handoff },
+            Ended::Retired(handoff) => Served::Retired { handoff },
             Ended::SteppedDown(reason) => Served::SteppedDown { reason },
             Ended::Superseded(record) => Served::Superseded(Box::new(Superseded { record, lock, listeners })),
             Ended::Stopped => Served::Stopped,
@@ -638,6 +640,7 @@ impl<'a, D: Drainable> Server<'a, D> {
             Message::Serving(served) => self.served(conn, served, Request::Serving, "serving"),
             Message::Done(served) => self.served(conn, served, Request::Done, "done"),
             Message::SteppedDown {} => self.request(conn, Request::SteppedDown, "stepped-down"),
+            Message::Retire {} => self.request(conn, Request::Retire, "retire"),
             other => self.refuse(conn, other.name(), "a request"),
         }
     }
@@ -1099,6 +1102,7 @@ impl<'a, D: Drainable> Server<'a, D> {
         }
         self.end = Some(match end {
             End::Committed => Ok(Ended::Committed(self.ended.clone())),
+            End::Retired => Ok(Ended::Retired(self.ended.clone())),
             End::Failed(detail) => {
                 Err(Error::Aborted { reason: format!("there is no way back to serving: {detail}") })
             }

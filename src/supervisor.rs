@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::drive::Drive;
 use crate::error::{Error, Result};
@@ -55,6 +55,8 @@ pub struct SpawnSpec {
     pub guard: bool,
     /// The directory of a control group, made for the successor alone, to start it in.
     pub cgroup: Option<PathBuf>,
+    /// Whether the driver holds between the phases (`warm`, `drained` and `sealed`) until its observer [wishes to go on](Wish::GoOn).
+    pub step: bool,
     /// The directory to start it in; this process's unless given.
     pub directory: Option<PathBuf>,
     /// Where its standard output and error go.
@@ -84,6 +86,7 @@ impl Default for SpawnSpec {
             stand_by: Duration::from_secs(10),
             bake: None,
             guard: false,
+            step: false,
             margin: Duration::from_secs(2),
             cgroup: None,
             directory: None,
@@ -102,7 +105,13 @@ pub struct HandoffOutcome {
     pub committed: bool,
     /// Why it does not.
     pub abort_reason: Option<AbortReason>,
-    /// The successor, where it serves. It is the caller's from here on: to wait for when it ends, or to forget, and then
+    /// The successor's program, where one was started.
+    pub binary: Option<PathBuf>,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// The process that was started as the successor, where it serves.
+    pub pid: Option<u32>,
+    /// The same, where this process started it. It is the caller's from here on: to wait for when it ends, or to forget, and then
     /// init's. The incumbent's end is for whoever started that one to wait for.
     pub child: Option<Child>,
     /// The same in one word and its details.
@@ -122,7 +131,7 @@ impl fmt::Display for AbortReason {
 }
 
 /// What was measured in a handoff.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measured {
     /// From the moment the incumbent stopped accepting to the moment the successor could accept, in microseconds.
     pub gap_us: Option<u64>,
@@ -173,6 +182,8 @@ pub enum Wish {
     Continue,
     /// To undo the handoff, while that is possible.
     Cancel(String),
+    /// To go on with the next phase, where the driver [holds](SpawnSpec::step).
+    GoOn,
 }
 
 impl Supervisor {
@@ -216,6 +227,15 @@ impl Supervisor {
             Some(path) => recover::recover(path, &self.control),
             None => Ok(None),
         }
+    }
+
+    /// As [`resume_from_journal`](Self::resume_from_journal), in a journal that this process holds and goes on with.
+    ///
+    /// # Errors
+    ///
+    /// The journal cannot be read or written.
+    pub fn resume_in(&self, journal: &mut Journal) -> Result<Option<Recovered>> {
+        recover::recover_in(journal, &self.control)
     }
 
     /// Replaces the daemon at the control path.

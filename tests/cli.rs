@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::load::{Answer, Connection};
+use common::said::Said;
 use common::{HANDOFF, Kvd, PATIENCE, eventually, wait_for_exit};
 use handoff::control::Control;
 use handoff::proto::wire::Status;
@@ -21,14 +22,6 @@ use serde_json::Value;
 struct Rig {
     dir: tempfile::TempDir,
     first: Kvd,
-}
-
-/// What a command said.
-#[derive(Debug)]
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
 }
 
 impl Rig {
@@ -124,40 +117,6 @@ fn kill(pid: u32) {
         // It may have ended already.
         let _ = process.signal(Signal::SIGKILL);
         let _ = process.wait_dead(Instant::now() + PATIENCE);
-    }
-}
-
-impl Said {
-    fn of(mut command: Command) -> Self {
-        Self::by(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-    }
-
-    /// Reads until both ends close: also a daemon that kept one open would hold a script up.
-    fn by(mut child: Child) -> Self {
-        let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let errors = std::thread::spawn(move || {
-            let mut err = String::new();
-            stderr.read_to_string(&mut err).unwrap();
-            err
-        });
-        let outputs = std::thread::spawn(move || {
-            let mut out = String::new();
-            stdout.read_to_string(&mut out).unwrap();
-            out
-        });
-        let code = wait_for_exit(&mut child).code().expect("it was not killed");
-        eventually("the end of the output", || outputs.is_finished() && errors.is_finished());
-        Self { code, out: outputs.join().unwrap(), err: errors.join().unwrap() }
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self:#?}"))
-    }
-
-    #[track_caller]
-    fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "{self:#?}");
-        self
     }
 }
 

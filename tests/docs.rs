@@ -7,6 +7,9 @@ use std::path::Path;
 const ARCHITECTURE: &str = include_str!("../ARCHITECTURE.md");
 const README: &str = include_str!("../README.md");
 const WIRE: &str = include_str!("../src/proto/wire.rs");
+const PROTOCOL: &str = include_str!("../man/source/handoff-protocol.7.man");
+const FDS: &str = include_str!("../src/fds.rs");
+const CHAIN: &str = include_str!("../man/handoff-chain.7");
 
 /// Returns the text between this heading of the second level and the next.
 fn section(heading: &str) -> &'static str {
@@ -27,12 +30,19 @@ fn messages() -> Vec<&'static str> {
     name.split('"').skip(1).step_by(2).collect()
 }
 
+/// Where the wire is described: for who keeps this code, and for who writes a peer.
+fn wires() -> [(&'static str, BTreeSet<&'static str>); 2] {
+    [("the section on the wire", quoted(section("The wire"))), ("handoff-protocol(7)", quoted(PROTOCOL))]
+}
+
 #[test]
 fn every_message_is_described() {
-    let (messages, described) = (messages(), quoted(section("The wire")));
+    let messages = messages();
     assert!(messages.len() > 30, "found only {messages:?}");
-    for message in messages {
-        assert!(described.contains(message), "the section on the wire does not say what `{message}` is");
+    for (place, described) in wires() {
+        for message in &messages {
+            assert!(described.contains(message), "{place} does not say what `{message}` is");
+        }
     }
 }
 
@@ -47,11 +57,65 @@ fn fields() -> Vec<&'static str> {
 
 #[test]
 fn every_field_is_described() {
-    let described = quoted(section("The wire"));
     // Their own fields stand in the message's.
     let flattened = ["readiness", "report", "verdict"];
-    for field in fields().into_iter().filter(|field| !flattened.contains(field)) {
-        assert!(described.contains(field), "the section on the wire does not say what `{field}` is");
+    for (place, described) in wires() {
+        for field in fields().into_iter().filter(|field| !flattened.contains(field)) {
+            assert!(described.contains(field), "{place} does not say what `{field}` is");
+        }
+    }
+}
+
+/// Returns the words that a function gives for each variant.
+fn words_of(source: &'static str, signature: &str) -> BTreeSet<&'static str> {
+    let body = &source[source.rfind(signature).unwrap()..];
+    let body = &body[..body.find("\n    }\n").unwrap()];
+    body.lines().filter_map(|line| line.split_once("=> \"")?.1.split('"').next()).collect()
+}
+
+#[test]
+fn every_word_of_the_wire_is_in_the_protocols_page() {
+    let described = quoted(PROTOCOL);
+    let reasons = words_of(include_str!("../src/proto/mod.rs"), "pub fn kind(&self)");
+    let phases = words_of(
+        include_str!("../src/proto/incumbent.rs"),
+        "fn name(&self) -> &'static str {\n        match self {\n            P::",
+    );
+    let record = [
+        "generation",
+        "standing",
+        "owner",
+        "previous",
+        "written_ms",
+        "args_dropped",
+        "binary",
+        "args",
+        "build_id",
+    ];
+    assert!(reasons.len() > 15 && phases.len() > 15, "found only {reasons:?} and {phases:?}");
+    for word in reasons.into_iter().chain(phases).chain(record) {
+        assert!(described.contains(word), "handoff-protocol(7) does not say what `{word}` is");
+    }
+    for limit in [handoff::proto::wire::LINE_MAX, handoff::proto::wire::FDS_MAX, handoff::sys::unix::PATH_MAX]
+    {
+        assert!(
+            PROTOCOL.contains(&limit.to_string()),
+            "handoff-protocol(7) does not mention the limit {limit}"
+        );
+    }
+}
+
+#[test]
+fn every_name_in_the_fd_table_is_in_the_chains_page() {
+    let names = &FDS[FDS.find("const NAMES:").unwrap()..];
+    let names = &names[..names.find("];").unwrap()];
+    let names: Vec<&str> = names.split('"').skip(1).step_by(2).collect();
+    assert!(names.len() > 5, "found only {names:?}");
+    for name in names.into_iter().chain(["listener."]) {
+        assert!(
+            CHAIN.contains(&format!("\n\\fB{name}\\fR")),
+            "handoff-chain(7) does not say what `{name}` is"
+        );
     }
 }
 
@@ -120,4 +184,11 @@ fn the_exit_codes_in_the_readme_are_those_of_the_command() {
         .take_while(|line| line.starts_with('|'))
         .collect();
     assert_eq!(table, rows);
+    // As they stand in every page.
+    let chain = CHAIN.replace('\n', " ");
+    for row in rows {
+        let (code, meaning) = row.trim_matches(['|', ' ']).split_once(" | ").unwrap();
+        let written = format!(".TP \\fB{code}\\fR {} .", meaning.replace('-', "\\-"));
+        assert!(chain.contains(&written), "handoff-chain(7) does not have: {written}");
+    }
 }

@@ -59,7 +59,7 @@ use std::time::{Duration, Instant};
 pub use follow::Follower;
 pub use id::new_handoff_id;
 pub use read::{Contents, TornTail, read};
-pub use record::{Actor, Event, FORMAT, Header, Record, Stamp, micros, utc};
+pub use record::{Actor, Event, FORMAT, Header, Record, Requester, Stamp, micros, utc};
 pub use repair::{Moved, Repair, repair};
 pub use story::{
     Current, Evidence, HandoffSummary, Mark, Outcome, Unfinished, current, handoffs, unfinished,
@@ -68,7 +68,7 @@ pub use story::{
 pub use timeline::Timeline;
 
 use crate::error::{Error, Result};
-use crate::sys::{append as sys, clock};
+use crate::sys::{append as sys, clock, poll, process as caller};
 use record::Line;
 
 /// How long a lock that is held is always waited for: until it has called exec, a child that any thread forks has copies of all
@@ -86,7 +86,7 @@ pub struct Options {
     pub max_bytes: u64,
     /// How many old files are kept, as `NAME.1` (the newest), `NAME.2`, ...
     pub keep: usize,
-    /// How long to wait for a journal that another driver holds.
+    /// How long to wait for a journal that another driver holds; [`Duration::MAX`] is for as long as it takes.
     pub wait: Duration,
 }
 
@@ -357,6 +357,21 @@ impl Stamp {
     }
 }
 
+impl Requester {
+    /// Returns who started this process, and with which words.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        let uid = caller::own_uid();
+        Self {
+            uid,
+            user: caller::user_name(uid),
+            sudo_user: std::env::var("SUDO_USER").ok().filter(|user| !user.is_empty()),
+            tty: caller::terminal().map(|path| path.display().to_string()),
+            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+        }
+    }
+}
+
 impl Header {
     fn new(rotated_from: Option<String>) -> Self {
         Self { format: FORMAT, file: new_handoff_id(), rotated_from, wall_ms: clock::wall_ms() }
@@ -365,7 +380,7 @@ impl Header {
 
 /// Opens and locks the file that `path` names once it is locked: while it was waited for, it may have been rotated away.
 fn hold(path: &Path, create: bool, wait: Duration) -> Result<File> {
-    let deadline = Instant::now() + wait.max(FORK_GRACE);
+    let deadline = poll::after(wait.max(FORK_GRACE));
     loop {
         let file = sys::open_append(path, create).map_err(|e| io_error("open", path, e))?;
         check_regular(&file, path)?;
@@ -373,7 +388,7 @@ fn hold(path: &Path, create: bool, wait: Duration) -> Result<File> {
         if held && sys::is_at(&file, path).map_err(|e| io_error("inspect", path, e))? {
             return Ok(file);
         }
-        if Instant::now() >= deadline && !held {
+        if !held && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(locked(&file, path));
         }
         if !held {

@@ -98,7 +98,7 @@ pub enum Event {
         /// The successor's build id, where it is known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         build_id: Option<String>,
-        /// The incumbent's control socket.
+        /// The incumbent's control socket; empty where it is not known yet.
         #[serde(with = "path_text")]
         control: PathBuf,
         /// The data directory, where it is known.
@@ -113,6 +113,9 @@ pub enum Event {
         /// The process that serves, where it is known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         incumbent: Option<ProcessId>,
+        /// Who asked for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<Box<Requester>>,
     },
     /// A phase was reached.
     Phase {
@@ -141,6 +144,8 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The incumbent has sealed and ended without a successor: a planned stop.
+    Retired,
     /// The driver does not know how the handoff ended.
     Undecided {
         /// What it knows.
@@ -184,6 +189,25 @@ pub enum Event {
     /// An event that a newer version knows, as it stands in the file.
     #[serde(untagged)]
     Unknown(serde_json::Value),
+}
+
+/// Who asked for a handoff.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requester {
+    /// The user's number.
+    pub uid: u32,
+    /// The user's name, where this machine's list has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The user who became that one, as sudo(8) says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sudo_user: Option<String>,
+    /// The terminal, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty: Option<String>,
+    /// The command line, the program's name first.
+    #[serde(default)]
+    pub command: Vec<String>,
 }
 
 /// A sound line.
@@ -340,16 +364,24 @@ impl fmt::Display for Actor {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Begun { binary: Some(binary), control, .. } => {
-                write!(f, "begun: {} is to take over from {}", binary.display(), control.display())
+            Self::Begun { binary, control, by, .. } => {
+                f.write_str("begun")?;
+                by.as_ref().map_or(Ok(()), |by| write!(f, " by {by}"))?;
+                let from = control.display();
+                match (binary, control.as_os_str().is_empty()) {
+                    (Some(binary), false) => write!(f, ": {} is to take over from {from}", binary.display()),
+                    (Some(binary), true) => write!(f, ": {} is to take over", binary.display()),
+                    (None, false) => write!(f, ": with {from}"),
+                    (None, true) => write!(f, ": with a daemon that was not named"),
+                }
             }
-            Self::Begun { binary: None, control, .. } => write!(f, "begun: with {}", control.display()),
             Self::Phase { name } => write!(f, "{name}"),
             Self::Committed { generation, binary, build_id, gap_us, .. } => {
                 write!(f, "committed: generation {generation}, {} ({build_id})", binary.display())?;
                 gap_us.map_or(Ok(()), |gap| write!(f, ", gap {}", micros(gap)))
             }
             Self::RolledBack { reason } => write!(f, "rolled back: {reason}"),
+            Self::Retired => f.write_str("retired: the data is sealed, and nobody serves"),
             Self::Undecided { detail } => write!(f, "undecided: {detail}"),
             Self::Recovered { conclusion } => write!(f, "recovered: {conclusion}"),
             Self::Started { generation, binary, build_id, .. } => {
@@ -362,6 +394,19 @@ impl fmt::Display for Event {
             }
             Self::Unknown(value) => write!(f, "unknown event: {value}"),
         }
+    }
+}
+
+impl fmt::Display for Requester {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.user {
+            Some(user) => f.write_str(user)?,
+            None => write!(f, "user {}", self.uid)?,
+        }
+        if let Some(user) = self.sudo_user.as_ref().filter(|user| Some(*user) != self.user.as_ref()) {
+            write!(f, " (sudo by {user})")?;
+        }
+        self.tty.as_ref().map_or(Ok(()), |tty| write!(f, " on {tty}"))
     }
 }
 
@@ -458,6 +503,19 @@ mod tests {
     }
 
     #[test]
+    fn a_beginning_says_what_is_known_of_it() {
+        let begun = |rest: &str| {
+            let text = format!(r#"{{"kind":"begun","control":""{rest}}}"#);
+            serde_json::from_str::<Event>(&text).unwrap().to_string()
+        };
+        assert_eq!(begun(""), "begun: with a daemon that was not named");
+        assert_eq!(begun(r#","binary":"/bin/kvd""#), "begun: /bin/kvd is to take over");
+        let by = r#","by":{"uid":0,"user":"root","sudo_user":"ann","tty":"/dev/pts/1"}"#;
+        assert_eq!(begun(by), "begun by root (sudo by ann) on /dev/pts/1: with a daemon that was not named");
+        assert_eq!(begun(r#","by":{"uid":7}"#), "begun by user 7: with a daemon that was not named");
+    }
+
+    #[test]
     fn every_event_reads_back_as_it_was_written() {
         let odd = PathBuf::from(OsString::from_vec(b"/bin/\xff\n\"kvd".to_vec()));
         let events = [
@@ -470,6 +528,13 @@ mod tests {
                 lock_file: Some("lock".into()),
                 generation: Some(u64::MAX),
                 incumbent: None,
+                by: Some(Box::new(Requester {
+                    uid: 1000,
+                    user: Some("ann".into()),
+                    sudo_user: None,
+                    tty: Some("/dev/pts/1".into()),
+                    command: vec!["handoff".into(), "journal".into()],
+                })),
             },
             Event::Begun {
                 binary: None,
@@ -480,6 +545,7 @@ mod tests {
                 lock_file: None,
                 generation: None,
                 incumbent: None,
+                by: None,
             },
             Event::Phase { name: "drain".into() },
             Event::Committed {

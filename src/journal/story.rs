@@ -12,7 +12,8 @@ use super::record::{Actor, Event, Record, Stamp, utc};
 pub struct HandoffSummary {
     /// Its id.
     pub id: String,
-    /// What was asked for: the `Begun` event, where the file still has it.
+    /// What was asked for: the `Begun` event, where the file still has it. Where several links told what they knew, the last one's
+    /// word counts, and what it did not know is an earlier one's.
     pub begun: Option<Event>,
     /// Its first record.
     pub started: Stamp,
@@ -52,7 +53,9 @@ pub enum Outcome {
         /// Why.
         reason: String,
     },
-    /// A recovery asked what is true, and it was neither of these.
+    /// The incumbent has sealed and ended without a successor.
+    Retired,
+    /// A recovery asked what is true, and it was none of these.
     Recovered {
         /// What it found.
         conclusion: String,
@@ -175,7 +178,7 @@ impl HandoffSummary {
     fn take(&mut self, record: &Record) {
         self.last = record.stamp.clone();
         match &record.event {
-            begun @ Event::Begun { .. } => self.begun = Some(begun.clone()),
+            begun @ Event::Begun { .. } => self.begun = Some(joined(self.begun.take(), begun.clone())),
             Event::Phase { name } => {
                 self.phases.push(Mark {
                     name: name.clone(),
@@ -185,6 +188,7 @@ impl HandoffSummary {
             }
             Event::Committed { gap_us, .. } => self.end(Outcome::Committed { gap_us: *gap_us }, record),
             Event::RolledBack { reason } => self.end(Outcome::RolledBack { reason: reason.clone() }, record),
+            Event::Retired => self.end(Outcome::Retired, record),
             // The Committed or RolledBack that it found stands before it, and says more.
             Event::Recovered { conclusion } if self.ended.is_none() => {
                 self.end(Outcome::Recovered { conclusion: conclusion.clone() }, record);
@@ -207,6 +211,41 @@ impl HandoffSummary {
     }
 }
 
+/// Returns what two `Begun` events know together. The program and its arguments are one piece of news.
+fn joined(earlier: Option<Event>, later: Event) -> Event {
+    let Some(Event::Begun {
+        binary: binary_before,
+        args: args_before,
+        build_id: build_id_before,
+        control: control_before,
+        data_dir: data_dir_before,
+        lock_file: lock_file_before,
+        generation: generation_before,
+        incumbent: incumbent_before,
+        by: by_before,
+    }) = earlier
+    else {
+        return later;
+    };
+    let Event::Begun { binary, args, build_id, control, data_dir, lock_file, generation, incumbent, by } =
+        later
+    else {
+        return later;
+    };
+    let is_named = binary.is_some();
+    Event::Begun {
+        binary: binary.or(binary_before),
+        args: if is_named { args } else { args_before },
+        build_id: if is_named { build_id } else { build_id_before },
+        control: if control.as_os_str().is_empty() { control_before } else { control },
+        data_dir: data_dir.or(data_dir_before),
+        lock_file: lock_file.or(lock_file_before),
+        generation: generation.or(generation_before),
+        incumbent: incumbent.or(incumbent_before),
+        by: by.or(by_before),
+    }
+}
+
 impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.handoff {
@@ -222,6 +261,7 @@ impl fmt::Display for Outcome {
         match self {
             Self::Committed { .. } => f.write_str("committed"),
             Self::RolledBack { reason } => write!(f, "rolled back: {reason}"),
+            Self::Retired => f.write_str("retired"),
             Self::Recovered { conclusion } => write!(f, "recovered: {conclusion}"),
             Self::Undecided { detail } => write!(f, "undecided: {detail}"),
             Self::Unfinished => f.write_str("unfinished"),

@@ -88,6 +88,7 @@ fn begun() -> Event {
         lock_file: None,
         generation: None,
         incumbent: None,
+        by: None,
     }
 }
 

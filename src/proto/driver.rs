@@ -1,4 +1,7 @@
 //! The driver: asks for one phase after another, passes the lease on, and waits for the verdict.
+//!
+//! Between two phases it holds, until it is told to [go on](Input::Go): a driver may be several commands, each of which does one phase and
+//! hands what it holds to the next, or wait for a person at a prompt.
 
 use super::{Reason, Verdict};
 
@@ -9,12 +12,26 @@ pub enum Phase {
     Preparing,
     /// It has the lease; the successor starts and warms up.
     Warming,
-    /// The successor waits; the clock of the handoff proper is being started.
+    /// Held: the successor waits, and the incumbent serves.
+    Warm,
+    /// The clock of the handoff proper is being started.
     Rearming,
+    /// Held: the lease is there, and no successor. Nothing has changed.
+    Prepared,
     /// The incumbent drains.
     Draining,
+    /// Held: everything in flight is finished.
+    Drained,
     /// The incumbent seals.
     Sealing,
+    /// Held: the data is final and the lock is free.
+    Sealed,
+    /// The data is sealed, and the successor starts only now.
+    Starting,
+    /// The incumbent was told that no successor comes.
+    Retiring,
+    /// Held: the incumbent is dead, and there is no successor yet.
+    Widowed,
     /// The incumbent was told to undo; its word that it serves is awaited.
     Aborting(Reason),
     /// The lease is passed on: the incumbent decides.
@@ -29,6 +46,30 @@ pub enum Phase {
     Dismissing(Outcome),
     /// The end.
     Done(Outcome),
+    /// This process is the successor now, by the same pid.
+    Became,
+}
+
+/// What comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// The successor: it warms up while the incumbent serves.
+    Warm,
+    /// The seal: the gap contains the successor's start. So it is where a chain of commands ends in the successor, or nobody succeeds.
+    Cold,
+}
+
+/// What a driver that holds is told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Next {
+    /// The next phase.
+    Phase,
+    /// Start the successor.
+    Spawn,
+    /// Become the successor.
+    Become,
+    /// Let the incumbent end without a successor.
+    Retire,
 }
 
 /// How a swap ended, as far as its driver can tell.
@@ -38,12 +79,28 @@ pub enum Outcome {
     Committed,
     /// The incumbent serves.
     RolledBack(Reason),
+    /// The incumbent has sealed and ended, as it was asked to.
+    Retired,
     /// Nothing was begun.
     Refused(Refusal),
     /// Nobody serves, and a person or a supervisor must act.
     NothingServing(String),
     /// It is not known who serves.
     Undecided(String),
+}
+
+impl Outcome {
+    /// Returns the outcome's name, as reports show it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::RolledBack(_) => "rolled-back",
+            Self::Retired => "retired",
+            Self::Refused(_) => "refused",
+            Self::NothingServing(_) => "nothing-serving",
+            Self::Undecided(_) => "undecided",
+        }
+    }
 }
 
 /// Why nothing was begun.
@@ -95,6 +152,8 @@ pub enum Input {
     SuccessorFailed(Reason),
     /// The successor's process ended and everything that it said has been read, or there never was one.
     SuccessorLost,
+    /// What holds is to go on.
+    Go(Next),
     /// The person at the terminal, or the health check, asked to undo.
     Cancel(String),
     /// What the lock, the record and the control path say.
@@ -131,8 +190,12 @@ pub enum Action {
     SendAbort(Reason),
     /// Ask the incumbent, over the watching connection, to undo the trial.
     SendCancel(String),
+    /// Tell the incumbent that no successor comes, and that it may end.
+    SendRetire,
     /// Start the successor.
     Spawn,
+    /// Become the successor, which finds `begin` and the lease waiting, or an incumbent that is dead.
+    Become,
     /// Send `begin` and the lease to the successor.
     PassLease,
     /// Close this copy of the lease.
@@ -156,6 +219,8 @@ pub enum Action {
 pub struct Machine {
     /// Where it is.
     pub phase: Phase,
+    /// What comes first.
+    pub order: Order,
 }
 
 /// What a row of the table says.
@@ -173,8 +238,8 @@ use Row::{Go, Ignore};
 
 impl Machine {
     /// Returns a driver that asks for the lease, and its first actions.
-    pub fn start() -> (Self, Vec<Action>) {
-        (Self { phase: P::Preparing }, vec![Arm(Timer::Answer), SendPrepare])
+    pub fn start(order: Order) -> (Self, Vec<Action>) {
+        (Self { phase: P::Preparing, order }, vec![Arm(Timer::Answer), SendPrepare])
     }
 
     /// Takes one step.
@@ -208,6 +273,7 @@ impl Machine {
             Input::Verdict(verdict) => self.on_verdict(verdict),
             Input::LeaseLost => self.on_lease_lost(),
             Input::WatchLost => self.on_watch_lost(),
+            Input::Go(next) => self.on_go(*next),
             Input::Cancel(detail) => self.on_cancel(detail),
             Input::Expired(timer) => self.on_expired(*timer),
             Input::Concluded(outcome) => match &self.phase {
@@ -220,18 +286,30 @@ impl Machine {
 
     fn on_word(&self, word: &Input) -> Row {
         match (&self.phase, word) {
-            (P::Preparing, Input::Prepared(_)) => {
-                Go(P::Warming, vec![Disarm(Timer::Answer), Arm(Timer::WarmUp), Spawn])
-            }
+            (P::Preparing, Input::Prepared(_)) => match self.order {
+                Order::Warm => Go(P::Warming, vec![Disarm(Timer::Answer), Arm(Timer::WarmUp), Spawn]),
+                Order::Cold => Go(P::Prepared, vec![Disarm(Timer::Answer)]),
+            },
             (P::Preparing, Input::Refused(refusal)) => self.end(Outcome::Refused(refusal.clone())),
             (P::Rearming, Input::Prepared(_)) => {
                 Go(P::Draining, vec![Disarm(Timer::Answer), Arm(Timer::Silence), SendDrain])
             }
-            (P::Draining, Input::Drained) => Go(P::Sealing, vec![SendSeal]),
-            (P::Sealing, Input::Sealed) => Go(P::Deciding, vec![PassLease, CloseLease]),
+            (P::Draining, Input::Drained) => Go(P::Drained, vec![]),
+            (P::Sealing, Input::Sealed) => Go(P::Sealed, vec![]),
             // The incumbent undid it, by itself or as it was asked: it serves.
             (
-                P::Preparing | P::Warming | P::Rearming | P::Draining | P::Sealing | P::Aborting(_),
+                P::Preparing
+                | P::Warming
+                | P::Warm
+                | P::Rearming
+                | P::Prepared
+                | P::Draining
+                | P::Drained
+                | P::Sealing
+                | P::Sealed
+                | P::Starting
+                | P::Retiring
+                | P::Aborting(_),
                 Input::Aborted(reason),
             ) => self.end(Outcome::RolledBack(reason.clone())),
             // What is still on its way when the lease is passed on is for the successor to read.
@@ -239,12 +317,32 @@ impl Machine {
         }
     }
 
+    fn on_go(&self, next: Next) -> Row {
+        match (&self.phase, next, self.order) {
+            (P::Warm, Next::Phase, _) => Go(P::Rearming, vec![Arm(Timer::Answer), SendTerms]),
+            (P::Prepared, Next::Phase, _) => Go(P::Draining, vec![Arm(Timer::Silence), SendDrain]),
+            (P::Drained, Next::Phase, _) => Go(P::Sealing, vec![SendSeal]),
+            (P::Sealed, Next::Phase, Order::Warm) => Go(P::Deciding, vec![PassLease, CloseLease]),
+            (P::Sealed, Next::Spawn, Order::Cold) => Go(P::Starting, vec![Spawn]),
+            (P::Sealed | P::Widowed, Next::Become, Order::Cold) => Go(P::Became, vec![Become]),
+            (P::Sealed, Next::Retire, Order::Cold) => Go(P::Retiring, vec![SendRetire]),
+            // It takes the lock as after a crash.
+            (P::Widowed, Next::Spawn, _) => Go(P::Orphaned, vec![Spawn, Arm(Timer::Silence)]),
+            (P::Widowed, Next::Retire, _) => inquire(Reason::LeaseLost),
+            _ => Ignore,
+        }
+    }
+
     fn on_successor(&self, news: &Input) -> Row {
         match (&self.phase, news) {
-            (P::Warming, Input::Waiting) => {
-                Go(P::Rearming, vec![Disarm(Timer::WarmUp), Arm(Timer::Answer), SendTerms])
+            (P::Warming, Input::Waiting) => Go(P::Warm, vec![Disarm(Timer::WarmUp)]),
+            (P::Starting, Input::Waiting) => Go(P::Deciding, vec![PassLease, CloseLease]),
+            (P::Warming | P::Starting, Input::SpawnFailed(detail)) => {
+                abort(Reason::SpawnFailed { detail: detail.clone() })
             }
-            (P::Warming, Input::SpawnFailed(detail)) => abort(Reason::SpawnFailed { detail: detail.clone() }),
+            (P::Orphaned, Input::SpawnFailed(detail)) => {
+                inquire(Reason::SpawnFailed { detail: detail.clone() })
+            }
             (P::Deciding, Input::Serving) => Go(P::Baking, vec![Arm(Timer::Silence)]),
             // Whether it was granted or the incumbent died: it has the lock, and its record is final.
             (P::Done(_), Input::SuccessorDone) => Ignore,
@@ -255,26 +353,46 @@ impl Machine {
 
     fn on_successor_gone(&self, reason: Reason) -> Row {
         match &self.phase {
-            P::Warming | P::Rearming | P::Draining | P::Sealing => abort(reason),
+            // There was none.
+            P::Prepared | P::Widowed | P::Retiring => Ignore,
+            P::Draining | P::Drained | P::Sealing | P::Sealed if self.order == Order::Cold => Ignore,
+            P::Warming
+            | P::Warm
+            | P::Rearming
+            | P::Draining
+            | P::Drained
+            | P::Sealing
+            | P::Sealed
+            | P::Starting => abort(reason),
             P::Orphaned => inquire(reason),
             // It says that it goes, and its end follows.
             P::Dismissing(_) => Ignore,
             // The incumbent sees it too, and decides.
             P::Deciding | P::Baking => Ignore,
-            P::Preparing | P::Aborting(_) | P::Inquiring | P::Done(_) => Ignore,
+            P::Preparing | P::Aborting(_) | P::Inquiring | P::Done(_) | P::Became => Ignore,
         }
     }
 
     fn on_verdict(&self, verdict: &Verdict) -> Row {
         match (&self.phase, verdict) {
-            (P::Dismissing(_) | P::Done(_), _) => Ignore,
+            (P::Dismissing(_) | P::Done(_) | P::Became, _) => Ignore,
+            (_, Verdict::Retired) => self.end(Outcome::Retired),
             (_, Verdict::Committed) => self.end(Outcome::Committed),
             (_, Verdict::RolledBack { reason }) => self.end(Outcome::RolledBack(reason.clone())),
             // It cannot go back and is on its way out, and a successor that waits takes the lock then.
             (
-                P::Warming | P::Rearming | P::Draining | P::Sealing | P::Deciding | P::Baking,
+                P::Warming
+                | P::Warm
+                | P::Rearming
+                | P::Draining
+                | P::Drained
+                | P::Sealing
+                | P::Sealed
+                | P::Starting
+                | P::Deciding
+                | P::Baking,
                 Verdict::NothingServing { .. },
-            ) => Go(P::Orphaned, vec![CloseLease, Arm(Timer::Silence)]),
+            ) if self.has_successor() => Go(P::Orphaned, vec![CloseLease, Arm(Timer::Silence)]),
             (P::Orphaned, Verdict::NothingServing { .. }) => Ignore,
             (_, Verdict::NothingServing { detail }) => self.end(Outcome::NothingServing(detail.clone())),
             (_, Verdict::Superseded) => inquire(Reason::SuccessorLost),
@@ -288,19 +406,36 @@ impl Machine {
         match &self.phase {
             P::Preparing => self.end(Outcome::Refused(Refusal::Lost)),
             // The successor watches the incumbent's pidfd, and takes the lock if it is dead.
-            P::Warming | P::Rearming | P::Draining | P::Sealing => {
-                Go(P::Orphaned, vec![CloseLease, Arm(Timer::Silence)])
-            }
+            P::Warming
+            | P::Warm
+            | P::Rearming
+            | P::Prepared
+            | P::Draining
+            | P::Drained
+            | P::Sealing
+            | P::Sealed
+            | P::Starting => self.bereave(vec![]),
+            // It closes the lease before it announces that it ends.
+            P::Retiring => Ignore,
             P::Aborting(reason) => {
                 Go(P::Orphaned, vec![CloseLease, Arm(Timer::Silence), Dismiss(reason.clone())])
             }
-            P::Deciding | P::Baking | P::Orphaned | P::Inquiring | P::Dismissing(_) | P::Done(_) => Ignore,
+            P::Deciding
+            | P::Baking
+            | P::Orphaned
+            | P::Widowed
+            | P::Inquiring
+            | P::Dismissing(_)
+            | P::Done(_)
+            | P::Became => Ignore,
         }
     }
 
     fn on_watch_lost(&self) -> Row {
         match &self.phase {
             P::Deciding | P::Baking => Go(P::Orphaned, vec![Arm(Timer::Silence)]),
+            // It had sealed, and has ended one way or the other.
+            P::Retiring => self.end(Outcome::Retired),
             _ => Ignore,
         }
     }
@@ -309,9 +444,24 @@ impl Machine {
         let reason = Reason::Operator { detail: detail.to_owned() };
         match &self.phase {
             P::Preparing => self.end(Outcome::RolledBack(reason)),
-            P::Warming | P::Rearming | P::Draining | P::Sealing => abort(reason),
+            P::Warming
+            | P::Warm
+            | P::Rearming
+            | P::Prepared
+            | P::Draining
+            | P::Drained
+            | P::Sealing
+            | P::Sealed
+            | P::Starting => abort(reason),
             P::Deciding | P::Baking => Go(self.phase.clone(), vec![SendCancel(detail.to_owned())]),
-            P::Aborting(_) | P::Orphaned | P::Inquiring | P::Dismissing(_) | P::Done(_) => Ignore,
+            P::Widowed => inquire(reason),
+            P::Retiring
+            | P::Aborting(_)
+            | P::Orphaned
+            | P::Inquiring
+            | P::Dismissing(_)
+            | P::Done(_)
+            | P::Became => Ignore,
         }
     }
 
@@ -322,11 +472,12 @@ impl Machine {
             }
             (P::Warming, Timer::WarmUp) => abort(Reason::NotWarm),
             (P::Rearming, Timer::Answer) => abort(Reason::IncumbentSilent),
-            (P::Draining | P::Aborting(_), Timer::Silence) => inquire(Reason::IncumbentSilent),
+            (P::Draining | P::Drained | P::Aborting(_), Timer::Silence) => inquire(Reason::IncumbentSilent),
             // It may have sealed, and then nobody serves until it is out of the way.
-            (P::Sealing | P::Deciding | P::Baking, Timer::Silence) => {
-                Go(P::Orphaned, vec![FenceIncumbent, CloseLease, Arm(Timer::Silence)])
+            (P::Sealing | P::Sealed | P::Starting | P::Deciding | P::Baking, Timer::Silence) => {
+                self.bereave(vec![FenceIncumbent])
             }
+            (P::Retiring, Timer::Silence) => Go(P::Inquiring, vec![FenceIncumbent, CloseLease, Inquire]),
             // Whoever is left kills a successor that hangs.
             (P::Orphaned, Timer::Silence) => Go(P::Inquiring, vec![CloseLease, KillSuccessor, Inquire]),
             (P::Dismissing(outcome), Timer::Dismissal) => {
@@ -334,6 +485,22 @@ impl Machine {
             }
             _ => Ignore,
         }
+    }
+
+    /// Whether a successor was started.
+    fn has_successor(&self) -> bool {
+        self.order == Order::Warm || matches!(self.phase, P::Starting | P::Deciding | P::Baking | P::Orphaned)
+    }
+
+    /// The incumbent is dead, or about to be: whoever was started may serve, or is still to be started.
+    fn bereave(&self, mut first: Vec<Action>) -> Row {
+        first.push(CloseLease);
+        if self.has_successor() {
+            first.push(Arm(Timer::Silence));
+            return Go(P::Orphaned, first);
+        }
+        first.push(Disarm(Timer::Silence));
+        Go(P::Widowed, first)
     }
 
     /// Ends with this outcome, but not before a successor that is not needed any more has ended.
@@ -346,7 +513,9 @@ impl Machine {
             Outcome::NothingServing(detail) | Outcome::Undecided(detail) => {
                 Reason::Failed { detail: detail.clone() }
             }
-            Outcome::Committed | Outcome::Refused(_) => return Go(P::Done(outcome), closing(None)),
+            Outcome::Committed | Outcome::Refused(_) | Outcome::Retired => {
+                return Go(P::Done(outcome), closing(None));
+            }
         };
         match &self.phase {
             P::Preparing => Go(P::Done(outcome), closing(None)),
@@ -383,9 +552,16 @@ impl Phase {
         match self {
             P::Preparing => "preparing",
             P::Warming => "warming",
+            P::Warm => "warm",
             P::Rearming => "rearming",
+            P::Prepared => "prepared",
             P::Draining => "draining",
+            P::Drained => "drained",
             P::Sealing => "sealing",
+            P::Sealed => "sealed",
+            P::Starting => "starting",
+            P::Retiring => "retiring",
+            P::Widowed => "widowed",
             P::Aborting(_) => "aborting",
             P::Deciding => "deciding",
             P::Baking => "baking",
@@ -393,6 +569,7 @@ impl Phase {
             P::Inquiring => "inquiring",
             P::Dismissing(_) => "dismissing",
             P::Done(_) => "done",
+            P::Became => "became",
         }
     }
 }

@@ -53,6 +53,8 @@ pub enum Phase {
 pub enum End {
     /// The successor serves for good.
     Committed,
+    /// It was asked to end without a successor.
+    Retired,
     /// The successor made the data its own and died: its program must be started.
     Superseded,
     /// While the lock was being taken back, somebody else made the data its own, and lives.
@@ -107,6 +109,8 @@ pub enum Request {
     Done,
     /// The successor has stopped serving on trial, sealed and unlocked.
     SteppedDown,
+    /// No successor comes: end.
+    Retire,
     /// Something else that belongs on another connection, or nowhere.
     Foreign(String),
 }
@@ -344,6 +348,10 @@ impl Machine {
             (P::Prepared, Request::Drain) => Go(P::Draining, vec![CallDrain]),
             (P::Drained, Request::Seal) => Go(P::Sealing, vec![CallSeal]),
             (P::Sealed, Request::Attach) => Go(P::Attached, vec![]),
+            (P::Sealed, Request::Retire) => Go(
+                P::Gone(End::Retired),
+                vec![Disarm(Timer::Deadline), CloseLease, Announce(Verdict::Retired)],
+            ),
             (P::Attached, Request::Ready(opened)) => match self.mismatch(opened) {
                 None => {
                     Go(P::StandingBy, vec![Disarm(Timer::Deadline), Arm(Timer::StandBy), Send(M::Granted)])
@@ -645,6 +653,7 @@ impl Request {
             Self::Serving => "serving",
             Self::Done => "done",
             Self::SteppedDown => "stepped-down",
+            Self::Retire => "retire",
             Self::Foreign(name) => name,
         }
     }

@@ -238,6 +238,8 @@ pub enum Verdict {
     },
     /// The successor died, but the data is already its own: whoever starts next must be the successor's program.
     Superseded,
+    /// The incumbent has sealed and ends without a successor, as it was asked to.
+    Retired,
     /// The incumbent could not go back to serving.
     NothingServing {
         /// Why the handoff was undone, and why that failed.

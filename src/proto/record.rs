@@ -175,16 +175,22 @@ impl fmt::Display for Oversized {
 
 /// Returns the bytes of a lock file without a record.
 pub fn blank() -> Vec<u8> {
-    let mut file = format!("{FORMAT_LINE}{FORMAT}\n{EXPLANATION}").into_bytes();
+    let mut file = blank_text().into_bytes();
     file.resize(FILE_LEN, 0);
     file
+}
+
+/// Zeros are behind it.
+fn blank_text() -> String {
+    format!("{FORMAT_LINE}{FORMAT}\n{EXPLANATION}")
 }
 
 /// Reads a lock file from its first [`FILE_LEN`] bytes, or from fewer if it is shorter.
 pub fn decode(file: &[u8]) -> Result<Reading, Defect> {
     let slots: Vec<Slot<'_>> = file.chunks_exact(SLOT_LEN).skip(1).take(SLOTS).map(read_slot).collect();
     if slots.iter().all(|slot| matches!(slot, Slot::Empty)) && is_part_of_blank(file) {
-        return Ok(Reading { unfinished: file != blank(), ..Reading::default() });
+        let unfinished = file.len() < FILE_LEN || !file.starts_with(blank_text().as_bytes());
+        return Ok(Reading { unfinished, ..Reading::default() });
     }
     check_header(file)?;
     if slots.len() < SLOTS {
@@ -264,7 +270,16 @@ struct Body {
 }
 
 fn is_part_of_blank(file: &[u8]) -> bool {
-    file.len() <= FILE_LEN && file.iter().zip(blank()).all(|(found, blank)| *found == 0 || *found == blank)
+    let text = blank_text();
+    let (start, rest) = file.split_at(file.len().min(text.len()));
+    let is_part = |(found, blank): (&u8, u8)| *found == 0 || *found == blank;
+    file.len() <= FILE_LEN
+        && start.iter().zip(text.bytes()).all(is_part)
+        && rest.chunks(SLOT_LEN).all(is_zeros)
+}
+
+fn is_zeros(page: &[u8]) -> bool {
+    *page == [0; SLOT_LEN][..page.len()]
 }
 
 fn check_header(file: &[u8]) -> Result<(), Defect> {
@@ -305,7 +320,7 @@ fn assemble(slots: &[Slot<'_>]) -> Result<Reading, Defect> {
 }
 
 fn read_slot(slot: &[u8]) -> Slot<'_> {
-    if slot == [0; SLOT_LEN] {
+    if is_zeros(slot) {
         return Slot::Empty;
     }
     parse_slot(slot).unwrap_or(Slot::Torn)

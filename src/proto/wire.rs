@@ -67,6 +67,8 @@ pub enum Message {
     Done(Served),
     /// The successor has stopped serving on trial, sealed and unlocked.
     SteppedDown {},
+    /// No successor comes: the incumbent, which has sealed, may end.
+    Retire {},
 
     // ---- Answered by the incumbent.
     /// How the daemon is doing.
@@ -357,6 +359,7 @@ impl Message {
         "serving",
         "done",
         "stepped-down",
+        "retire",
         "status-report",
         "listener-list",
         "stdio-copies",
@@ -396,6 +399,7 @@ impl Message {
             Self::Serving(_) => "serving",
             Self::Done(_) => "done",
             Self::SteppedDown {} => "stepped-down",
+            Self::Retire {} => "retire",
             Self::StatusReport(_) => "status-report",
             Self::ListenerList(_) => "listener-list",
             Self::StdioCopies {} => "stdio-copies",

@@ -8,7 +8,8 @@ use std::path::Path;
 use fs2::FileExt;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::sys::lock::Holder;
+use crate::sys::file;
+use crate::sys::lock::{self, Holder};
 
 /// Opens `path` for reading and appending; `create` makes an empty file, for its owner only, where there is none.
 ///
@@ -109,53 +110,11 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Finds the processes that hold a flock(2) on the file, as far as /proc shows them to this process.
-///
-/// The lock belongs to the open file description, so every process with a copy of the descriptor is a holder: each
-/// `/proc/PID/fdinfo/FD` of a copy shows a line `lock:` with the file's inode and the pid that took it, see proc_pid_fdinfo(5).
+/// Finds the processes that hold a lock on the file, as far as /proc shows them to this process.
 #[must_use]
 pub fn holders(file: &File) -> Vec<Holder> {
-    let Ok(inode) = file.metadata().map(|m| m.ino()) else { return Vec::new() };
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid| holder(pid, inode)).collect()
-}
-
-fn holder(pid: u32, inode: u64) -> Option<Holder> {
-    let taker = fs::read_dir(format!("/proc/{pid}/fdinfo")).ok()?.find_map(|entry| {
-        let info = fs::read_to_string(entry.ok()?.path()).ok()?;
-        info.lines().find_map(|line| taker(line, inode))
-    })?;
-    Some(Holder {
-        pid,
-        command: command(pid),
-        start_ticks: start_ticks(pid).unwrap_or(0),
-        inherited_from: (taker != pid).then_some(taker),
-    })
-}
-
-/// Parses `lock: 1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`.
-fn taker(line: &str, inode: u64) -> Option<u32> {
-    let mut words = line.strip_prefix("lock:")?.split_whitespace().skip(1);
-    let (kind, pid, file) = (words.next()?, words.nth(2)?, words.next()?);
-    let same = kind == "FLOCK" && file.rsplit(':').next()?.parse() == Ok(inode);
-    same.then(|| pid.parse().ok()).flatten()
-}
-
-fn command(pid: u32) -> String {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let words: Vec<_> =
-        line.split(|b| *b == 0).filter(|w| !w.is_empty()).map(String::from_utf8_lossy).collect();
-    if !words.is_empty() {
-        return words.join(" ");
-    }
-    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
-}
-
-fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name, field 2, may contain spaces and parentheses; field 3 follows its last one.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    // What cannot be looked at has no holders that can be seen.
+    file::identity(file).map(lock::holders).unwrap_or_default()
 }
 
 /// Disks for tests.
@@ -189,19 +148,5 @@ pub(crate) mod testing {
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
         mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some(format!("size={bytes}").as_str()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lock_line_names_its_taker_and_only_for_its_own_file() {
-        let line = "lock:\t1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF";
-        assert_eq!(taker(line, 5678), Some(1234));
-        assert_eq!(taker(line, 678), None);
-        assert_eq!(taker("lock:\t1: POSIX  ADVISORY  WRITE 1234 08:01:5678 0 EOF", 5678), None);
-        assert_eq!(taker("pos:\t0", 5678), None);
     }
 }

@@ -3,15 +3,17 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use fs2::FileExt;
 use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize};
 
+use crate::sys::clock;
 use crate::sys::file::Identity;
 
-/// A process that has the lock's open file description.
+/// A process that has the lock's open file description, or a lock of the other family on the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// Its process id.
@@ -22,11 +24,43 @@ pub struct Holder {
     pub start_ticks: u64,
     /// The process that took the lock, where this one inherited it.
     pub inherited_from: Option<u32>,
+    /// Which kind of lock it is.
+    #[serde(default)]
+    pub kind: LockKind,
+    /// The user whose process it is.
+    #[serde(default)]
+    pub uid: u32,
+}
+
+/// The two families of locks, which do not see each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LockKind {
+    /// flock(2): ours.
+    #[default]
+    Flock,
+    /// A record lock of fcntl(2), as s6-setlock takes.
+    Fcntl,
+}
+
+/// Whether a file is locked, and by whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Whether it is locked, by anyone.
+    pub locked: bool,
+    /// Every process that was found to hold it. None, though it is locked: another user's or another container's process
+    /// has it, or a copy is in flight in a socket.
+    pub holders: Vec<Holder>,
+    /// The processes that took the locks, whether they still have them or not.
+    pub takers: Vec<u32>,
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pid {} ({})", self.pid, self.command)?;
+        if self.kind == LockKind::Fcntl {
+            f.write_str(", by a lock of fcntl(2)")?;
+        }
         match self.inherited_from {
             Some(pid) => write!(f, ", which inherited it from pid {pid}"),
             None => Ok(()),
@@ -78,18 +112,28 @@ pub(crate) fn has_record_lock(file: &File) -> io::Result<bool> {
 }
 
 /// Returns every process that has a lock on the file: a copy of the locked description, or a record lock of its own.
+pub(crate) fn holders(locked: Identity) -> Vec<Holder> {
+    holding(locked).holders
+}
+
+/// Returns the same, and whether the file is locked at all.
 ///
 /// A process whose descriptors this one may not see is named by /proc/locks alone, if it took the lock itself. A copy in
 /// flight in a socket is nowhere to be seen. Errors mean processes that ended or are not ours to look at: left out.
-pub(crate) fn holders(locked: Identity) -> Vec<Holder> {
-    let mut found: Vec<Holder> =
-        pids().into_iter().filter_map(|pid| holder_by_descriptor(pid, locked)).collect();
-    if found.is_empty() {
-        let table = fs::read_to_string("/proc/locks").unwrap_or_default();
-        found.extend(takers(&table, locked).into_iter().filter_map(|pid| holder(pid, pid)));
-        found.dedup();
+pub(crate) fn holding(locked: Identity) -> Holding {
+    let mut holders: Vec<Holder> =
+        pids().into_iter().flat_map(|pid| holders_by_descriptor(pid, locked)).collect();
+    let table = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let taken: Vec<LockLine> = locks_on(&table, locked).collect();
+    for lock in &taken {
+        let is_known = holders.iter().any(|found| (found.pid, found.kind) == (lock.pid, lock.kind));
+        if !is_known && has_hidden_descriptors(lock.pid) {
+            holders.extend(holder(lock.pid, lock.pid, lock.kind));
+        }
     }
-    found
+    let mut takers: Vec<u32> = taken.iter().map(|lock| lock.pid).filter(|pid| *pid != 0).collect();
+    takers.dedup();
+    Holding { locked: !holders.is_empty() || !taken.is_empty(), holders, takers }
 }
 
 /// Returns whether the process that was recorded by its pid, its start and its boot is still there.
@@ -111,6 +155,11 @@ impl Holder {
             .filter(|now| now.start_ticks == self.start_ticks)
             .map_or(Fate::Gone, |now| now.fate(self.pid))
     }
+
+    /// Returns when it started, in milliseconds of wall-clock time since 1970.
+    pub fn started_ms(&self) -> u64 {
+        clock::wall_ms_of_ticks(self.start_ticks)
+    }
 }
 
 fn current_boot_id() -> Option<String> {
@@ -126,31 +175,50 @@ fn numbered_entries(dir: &Path) -> Vec<u32> {
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-fn holder_by_descriptor(pid: u32, locked: Identity) -> Option<Holder> {
+fn holders_by_descriptor(pid: u32, locked: Identity) -> Vec<Holder> {
     let process = Path::new("/proc").join(pid.to_string());
-    let fds = numbered_entries(&process.join("fdinfo"));
-    let taker = fds.into_iter().find_map(|fd| taker_of(&process, fd, locked))?;
-    holder(pid, taker)
+    let mut found: Vec<LockLine> = Vec::new();
+    for fd in numbered_entries(&process.join("fdinfo")) {
+        // One process may have many copies of one description.
+        for lock in locks_of(&process, fd, locked) {
+            if found.iter().all(|known| known.kind != lock.kind) {
+                found.push(lock);
+            }
+        }
+    }
+    found.into_iter().filter_map(|lock| holder(pid, lock.pid, lock.kind)).collect()
 }
 
-/// Returns who took the lock that this descriptor shares in. The kernel lists under a descriptor only the locks of its
+/// Returns the locks that this descriptor shares in. The kernel lists under a descriptor only the locks of its
 /// own description. The file is looked at only then: a descriptor may be on a server that does not answer.
-fn taker_of(process: &Path, fd: u32, locked: Identity) -> Option<u32> {
-    let info = fs::read_to_string(process.join("fdinfo").join(fd.to_string())).ok()?;
-    let taker = info.lines().filter_map(|line| line.strip_prefix("lock:")).find_map(parse_lock)?.pid;
-    let metadata = fs::metadata(process.join("fd").join(fd.to_string())).ok()?;
-    (Identity::from(&metadata) == locked).then_some(taker)
+fn locks_of(process: &Path, fd: u32, locked: Identity) -> Vec<LockLine> {
+    let info = fs::read_to_string(process.join("fdinfo").join(fd.to_string())).unwrap_or_default();
+    let locks: Vec<LockLine> =
+        info.lines().filter_map(|line| line.strip_prefix("lock:")).filter_map(parse_lock).collect();
+    let is_wanted = || {
+        let metadata = fs::metadata(process.join("fd").join(fd.to_string()));
+        metadata.is_ok_and(|metadata| Identity::from(&metadata) == locked)
+    };
+    if locks.is_empty() || !is_wanted() { Vec::new() } else { locks }
 }
 
-fn holder(pid: u32, taker: u32) -> Option<Holder> {
+/// Whether the process is there, and its descriptors are not for this user to see.
+fn has_hidden_descriptors(pid: u32) -> bool {
+    let entries = fs::read_dir(format!("/proc/{pid}/fdinfo"));
+    entries.is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
+}
+
+fn holder(pid: u32, taker: u32, kind: LockKind) -> Option<Holder> {
     let start_ticks = stat(pid)?.start_ticks;
+    let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
     // In a pid namespace of its own, a taker that is dead or outside is shown as 0.
     let inherited_from = Some(taker).filter(|taker| *taker != pid && *taker != 0);
-    Some(Holder { pid, command: command(pid), start_ticks, inherited_from })
+    Some(Holder { pid, command: command(pid), start_ticks, inherited_from, kind, uid })
 }
 
 /// A line of /proc/locks or of fdinfo (proc_locks(5)).
 struct LockLine {
+    kind: LockKind,
     pid: u32,
     dev: (u64, u64),
     ino: u64,
@@ -159,22 +227,23 @@ struct LockLine {
 /// Parses `1: FLOCK  ADVISORY  WRITE 5505 fe:00:10010798 0 EOF`; `None` for leases, and for those that only wait.
 fn parse_lock(line: &str) -> Option<LockLine> {
     let mut fields = line.split_whitespace().skip(1);
-    if !matches!(fields.next()?, "FLOCK" | "POSIX" | "OFDLCK") {
-        return None;
-    }
+    let kind = match fields.next()? {
+        "FLOCK" => LockKind::Flock,
+        "POSIX" | "OFDLCK" => LockKind::Fcntl,
+        _ => return None,
+    };
     let mut fields = fields.skip(2);
     // OFDLCK has no pid: -1.
     let pid = fields.next()?.parse().unwrap_or(0);
     let mut file = fields.next()?.split(':');
     let major = u64::from_str_radix(file.next()?, 16).ok()?;
     let minor = u64::from_str_radix(file.next()?, 16).ok()?;
-    Some(LockLine { pid, dev: (major, minor), ino: file.next()?.parse().ok()? })
+    Some(LockLine { kind, pid, dev: (major, minor), ino: file.next()?.parse().ok()? })
 }
 
-/// Returns the pids that took a lock on the file, some of which may be dead.
-fn takers(table: &str, locked: Identity) -> Vec<u32> {
-    let locks = table.lines().filter_map(parse_lock);
-    locks.filter(|lock| locked.is(lock.dev, lock.ino) && lock.pid != 0).map(|lock| lock.pid).collect()
+/// Returns the locks on the file. The pids are those that took them, some of which may be dead.
+fn locks_on(table: &str, locked: Identity) -> impl Iterator<Item = LockLine> + '_ {
+    table.lines().filter_map(parse_lock).filter(move |lock| locked.is(lock.dev, lock.ino))
 }
 
 /// Returns the command line on one line and without control characters, since it ends up in messages.
@@ -267,8 +336,10 @@ mod tests {
     fn lines_of_the_lock_table_are_read_by_field() {
         let lock = parse_lock("1: FLOCK  ADVISORY  WRITE 5505 fe:00:10010798 0 EOF").unwrap();
         assert_eq!((lock.pid, lock.dev, lock.ino), (5505, (0xfe, 0), 10_010_798));
+        assert_eq!(lock.kind, LockKind::Flock);
         let lock = parse_lock("\t7: OFDLCK ADVISORY  READ -1 00:1f:77 0 EOF").unwrap();
         assert_eq!((lock.pid, lock.dev, lock.ino), (0, (0, 0x1f), 77));
+        assert_eq!(lock.kind, LockKind::Fcntl);
         assert!(parse_lock("2: LEASE  ACTIVE    READ 1 00:1f:77 0 EOF").is_none(), "a lease excludes nobody");
         assert!(parse_lock("1: -> FLOCK  ADVISORY  WRITE 9 fe:00:1 0 EOF").is_none(), "it only waits");
         assert!(parse_lock("").is_none());
@@ -285,7 +356,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         assert!(try_lock(&file).unwrap());
         let table = fs::read_to_string("/proc/locks").unwrap();
-        assert_eq!(takers(&table, identity(&file).unwrap()), [std::process::id()]);
+        let takers: Vec<u32> = locks_on(&table, identity(&file).unwrap()).map(|lock| lock.pid).collect();
+        assert_eq!(takers, [std::process::id()]);
     }
 
     #[test]

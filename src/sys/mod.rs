@@ -8,6 +8,7 @@ pub mod clock;
 pub(crate) mod file;
 pub mod inherit;
 pub mod lock;
+pub mod memory;
 pub mod poll;
 pub mod process;
 mod program;

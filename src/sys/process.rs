@@ -1,10 +1,12 @@
 //! Which process, whether it lives, and how to end it: never by a bare pid, which can name a stranger.
 
 use std::fs;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -12,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::kill;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::time::TimeSpec;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 pub use crate::proto::party::ProcessId;
@@ -99,6 +102,21 @@ impl PidFd {
         }
     }
 
+    /// Returns how the process ended and reaps it, where it is a child of this process that has ended and was not reaped.
+    ///
+    /// # Errors
+    /// ECHILD where it is no child of this process.
+    pub fn try_reap(&self) -> io::Result<Option<ExitStatus>> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+        Ok(match waitid(Id::PIDFd(self.as_fd()), flags)? {
+            WaitStatus::Exited(_, code) => Some(ExitStatus::from_raw((code & 0xff) << 8)),
+            WaitStatus::Signaled(_, signal, dumped) => {
+                Some(ExitStatus::from_raw(signal as i32 | if dumped { 0x80 } else { 0 }))
+            }
+            _ => None,
+        })
+    }
+
     /// Sends a signal; to a process that has ended it does nothing.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         let info = std::ptr::null::<libc::siginfo_t>();
@@ -170,6 +188,32 @@ pub fn command_line(pid: u32) -> io::Result<String> {
     let raw = fs::read(format!("/proc/{pid}/cmdline"))?;
     let line = String::from_utf8_lossy(&raw).trim_end_matches('\0').replace('\0', " ");
     if line.is_empty() { Stat::of(pid).map(|stat| format!("[{}]", stat.name)) } else { Ok(line) }
+}
+
+/// Returns the user who runs this process, and not whose rights it has.
+pub fn own_uid() -> u32 {
+    nix::unistd::getuid().as_raw()
+}
+
+/// Returns the name of a user, where the machine's own list has it (passwd(5)): without name services, which a static program
+/// may not be able to load.
+pub fn user_name(uid: u32) -> Option<String> {
+    name_of(uid, &fs::read_to_string("/etc/passwd").ok()?)
+}
+
+fn name_of(uid: u32, list: &str) -> Option<String> {
+    list.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
+}
+
+/// Returns the terminal that a standard descriptor of this process leads to, such as `/dev/pts/3`.
+pub fn terminal() -> Option<PathBuf> {
+    let is_terminal = [io::stdin().is_terminal(), io::stdout().is_terminal(), io::stderr().is_terminal()];
+    let number = is_terminal.iter().position(|is_terminal| *is_terminal)?;
+    fs::read_link(format!("/proc/self/fd/{number}")).ok()
 }
 
 /// Returns a process's working directory.

@@ -64,8 +64,8 @@ impl Terminations {
         for &signal in signals {
             // SAFETY: `report` only makes a write(2) and touches an atomic, both async-signal-safe.
             let before = unsafe { sigaction(signal, &action) }?;
-            if signal == Signal::SIGHUP && matches!(before.handler(), SigHandler::SigIgn) {
-                // nohup(1): whoever started this wants it to go on without the terminal.
+            if signal != Signal::SIGTERM && matches!(before.handler(), SigHandler::SigIgn) {
+                // nohup(1), or a shell that put this into the background: it is to go on without the terminal.
                 // SAFETY: this puts back what was there.
                 unsafe { sigaction(signal, &before) }?;
             }

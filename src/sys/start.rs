@@ -1,20 +1,28 @@
-//! The signals as this process was started with them, before the language's runtime changed them.
+//! The process as it was started, before the language's runtime changed it.
 //!
-//! A chain link must be transparent: what follows must see the mask and the ignored signals that the link itself was
-//! given, and the runtime sets SIGPIPE to ignored before `main`.
+//! A chain link must be transparent: what follows must see what the link itself was given. The runtime sets SIGPIPE to ignored and
+//! opens standard descriptors that are closed before `main`, and the library's view of the environment leaves out what has no name.
 
+use std::ffi::{CStr, CString, c_char};
 use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
 use std::sync::OnceLock;
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
+/// How many standard descriptors there are: 0, 1 and 2.
+pub(super) const STANDARD: RawFd = 3;
+
 /// What was found at the start.
-#[derive(Clone, Copy)]
 pub(super) struct Start {
     /// The signals that were blocked.
     pub mask: SigSet,
     /// Whether SIGPIPE was ignored.
     pub pipe_ignored: bool,
+    /// The standard descriptors that were closed.
+    pub closed: Vec<RawFd>,
+    /// The entries of the environment that are no variables, and where each stood.
+    pub nameless: Vec<(usize, CString)>,
 }
 
 static START: OnceLock<Start> = OnceLock::new();
@@ -22,25 +30,25 @@ static START: OnceLock<Start> = OnceLock::new();
 /// The dynamic linker, or the C library in a static program, calls this before the runtime and `main`.
 #[used]
 // SAFETY: the section holds pointers to functions of this type, and this one needs nothing that is not there yet:
-// no allocation, no thread, no standard descriptor.
+// the C library is set up, also its allocator, and nothing of the language's runtime is asked.
 #[unsafe(link_section = ".init_array")]
 static RECORD: extern "C" fn() = {
     extern "C" fn record() {
-        let _ = START.set(observe());
+        let _ = START.set(Start { closed: closed(), nameless: nameless(), ..observe() });
     }
     record
 };
 
-/// Returns the record; in a program whose loader calls no constructors, the state now.
-pub(super) fn recorded() -> Start {
-    *START.get_or_init(observe)
+/// Returns the record; in a program whose loader calls no constructors, what can be told now.
+pub(super) fn recorded() -> &'static Start {
+    START.get_or_init(observe)
 }
 
 fn observe() -> Start {
     let mut mask = SigSet::empty();
     // Reading the mask cannot fail: the arguments are valid by their types.
     let _ = sigprocmask(SigmaskHow::SIG_BLOCK, None, Some(&mut mask));
-    Start { mask, pipe_ignored: is_ignored(libc::SIGPIPE) }
+    Start { mask, pipe_ignored: is_ignored(libc::SIGPIPE), closed: Vec::new(), nameless: Vec::new() }
 }
 
 fn is_ignored(signal: libc::c_int) -> bool {
@@ -49,6 +57,44 @@ fn is_ignored(signal: libc::c_int) -> bool {
     unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
     // SAFETY: all zeros is a valid sigaction, and the kernel's answer is another one.
     unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
+fn closed() -> Vec<RawFd> {
+    // SAFETY: two integers; the only error is that the descriptor is not open.
+    let is_closed = |fd: &RawFd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } < 0;
+    (0..STANDARD).filter(is_closed).collect()
+}
+
+/// Only for the constructor: later, another thread may be changing the environment.
+fn nameless() -> Vec<(usize, CString)> {
+    let entries = (0..).map_while(entry).enumerate();
+    entries.filter(|(_, entry)| !is_variable(entry)).map(|(at, entry)| (at, entry.to_owned())).collect()
+}
+
+/// As the standard library sees it, for which `=a=b` is the variable `=a`.
+fn is_variable(entry: &CStr) -> bool {
+    entry.to_bytes().iter().skip(1).any(|&byte| byte == b'=')
+}
+
+/// Returns an entry of the environment by its place.
+fn entry(at: usize) -> Option<&'static CStr> {
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+    }
+    // SAFETY: the C library sets it before it calls constructors, and there is only one thread yet.
+    let entries = unsafe { environ };
+    if entries.is_null() {
+        return None;
+    }
+    // SAFETY: a null ends the array, and callers stop there.
+    let entry = unsafe { entries.add(at) };
+    // SAFETY: as above.
+    let entry = unsafe { *entry };
+    if entry.is_null() {
+        return None;
+    }
+    // SAFETY: the kernel put a string with a NUL there, which stays for as long as the process.
+    Some(unsafe { CStr::from_ptr(entry) })
 }
 
 #[cfg(test)]

@@ -13,11 +13,11 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen,
-    sendmsg, socket, socketpair,
+    sendmsg, setsockopt, socket, socketpair, sockopt,
 };
 
 use crate::error::{Error, Result};
-use crate::proto::wire::FDS_MAX;
+use crate::proto::wire::{FDS_MAX, LINE_MAX};
 
 /// The longest path that fits a socket address, without its terminating zero (`sun_path`, unix(7)).
 pub const PATH_MAX: usize = 107;
@@ -29,6 +29,18 @@ pub const PATH_MAX: usize = 107;
 /// EMFILE and the like.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?)
+}
+
+/// Returns two connected stream sockets, the first of which may send as much as the system allows before the second is read.
+///
+/// # Errors
+///
+/// EMFILE and the like.
+pub fn roomy_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (from, to) = pair()?;
+    // More than `net.core.wmem_max` is cut to it, see socket(7).
+    setsockopt(&from, sockopt::SndBuf, &LINE_MAX)?;
+    Ok((from, to))
 }
 
 /// Connects to a listening socket, without waiting for room in its queue.

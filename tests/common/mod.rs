@@ -3,6 +3,7 @@
 
 #[path = "../../src/bin/handoff/load.rs"]
 pub mod load;
+pub mod said;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -181,6 +182,12 @@ pub fn has_strace() -> bool {
     has_tool("strace", Command::new("strace").args(["-f", "--seccomp-bpf", "-e", "trace=none", "true"]))
 }
 
+/// Returns whether script(1) is there, which gives a program a terminal; says loudly that a test is skipped if not, and fails in CI.
+pub fn has_script() -> bool {
+    has_tool("bsdutils", Command::new("script").arg("--version"))
+}
+
+/// Returns whether a tool of a Debian package is there; says loudly that a test is skipped if not, and fails in CI.
 pub fn has_tool(package: &str, command: &mut Command) -> bool {
     let there = command.output().is_ok_and(|output| output.status.success());
     if !there {

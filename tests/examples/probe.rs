@@ -64,7 +64,9 @@ fn run() -> Result<(), Box<dyn Error>> {
     plan.reach_later("serving");
     match incumbent.with_limits(plan.limits()).serve(Arc::clone(&daemon))? {
         Served::Superseded(superseded) => Err(superseded.exec().into()),
-        Served::Committed { .. } | Served::SteppedDown { .. } | Served::Stopped => Ok(()),
+        Served::Committed { .. } | Served::Retired { .. } | Served::SteppedDown { .. } | Served::Stopped => {
+            Ok(())
+        }
     }
 }
 

@@ -90,6 +90,7 @@ fn report(outcome: &HandoffOutcome) {
     let word = match &outcome.outcome {
         Outcome::Committed => "committed",
         Outcome::RolledBack(reason) => reason.kind(),
+        Outcome::Retired => "retired",
         Outcome::Refused(_) => "refused",
         Outcome::NothingServing(_) => "nothing-serving",
         Outcome::Undecided(_) => "undecided",

@@ -10,7 +10,7 @@ use crate::kernel::*;
 use crate::moves::*;
 use crate::pack::{self};
 use crate::rules::Rule;
-use crate::system::System;
+use crate::system::{Event, System};
 use crate::world::*;
 
 impl System {
@@ -293,6 +293,12 @@ impl System {
             Do::Send(_) => {}
             Do::CloseLease => s.drivers[d].lease.driver = false,
             Do::Spawn => spawn(s, d, self.is_without(Rule::LockAfterSealed)),
+            Do::Become => {
+                if !s.drivers[d].lease.driver {
+                    self.saw(Event::BecameWidowed);
+                }
+                become_successor(s, d);
+            }
             Do::PassLease => tell_successor(s, d, Msg::Begin(s.drivers[d].sealed)),
             Do::TellDismissed => tell_successor(s, d, Msg::Dismissed),
             Do::KillSuccessor => {
@@ -385,6 +391,7 @@ pub fn word(verdict: &Verdict) -> Word {
     match verdict {
         Verdict::Committed => Word::Committed,
         Verdict::RolledBack { .. } => Word::RolledBack,
+        Verdict::Retired => Word::Retired,
         Verdict::Superseded => Word::Superseded,
         Verdict::NothingServing { .. } => Word::NothingServing,
         Verdict::Unknown => unreachable!("this version announces no outcome that it does not know"),
@@ -444,7 +451,9 @@ pub fn queue_driver(s: &mut State, d: usize, action: &DriverDo) {
         DriverDo::SendSeal => todo.push(Do::Send(Msg::Seal)),
         DriverDo::SendAbort(_) => todo.push(Do::Send(Msg::Abort)),
         DriverDo::SendCancel(_) => todo.push(Do::Cancel),
+        DriverDo::SendRetire => todo.push(Do::Send(Msg::Retire)),
         DriverDo::Spawn => todo.push(Do::Spawn),
+        DriverDo::Become => todo.push(Do::Become),
         DriverDo::PassLease => todo.push(Do::PassLease),
         DriverDo::CloseLease => todo.push(Do::CloseLease),
         DriverDo::Dismiss(_) => todo.push(Do::TellDismissed),

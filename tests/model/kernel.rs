@@ -102,6 +102,17 @@ pub fn spawn(s: &mut State, d: usize, early: bool) {
     }
 }
 
+/// The driver's process becomes the successor: `begin` and the lease are in the channel, whose other end is closed.
+///
+/// One step: until the program is executed, both ends and the lease are in one process, and close with it.
+pub fn become_successor(s: &mut State, d: usize) {
+    spawn(s, d, false);
+    if s.drivers[d].lease.driver {
+        tell_successor(s, d, Msg::Begin(s.drivers[d].sealed));
+    }
+    end(s, Who::Driver(d as u8), End::Relieved);
+}
+
 pub fn warms_up(s: &mut State, d: usize) {
     if let Role::Successor { warm, .. } = &mut s.daemons[successor_of(d)].role {
         *warm = true;
@@ -184,6 +195,8 @@ pub fn incumbent_end(s: &State, i: usize) -> End {
     let faulted = s.daemons[successor_of(d)].life == Life::Gone(End::Fault);
     match phase {
         17 if made_final => End::Relieved,
+        // It was asked to.
+        21 => End::Relieved,
         // The successor died with the data its own; whoever starts what died finds its program in the record.
         18 if heir(s, i) == End::Relieved => End::Relieved,
         18 if made_final && expected && faulted => End::Relieved,

@@ -18,6 +18,7 @@ mod world;
 
 use std::collections::BTreeSet;
 
+use handoff::proto::driver::Order;
 use stateright::{Checker, HasDiscoveries, Model};
 
 use crate::rules::Rule;
@@ -62,10 +63,21 @@ fn two_drivers_and_a_few_faults() {
 fn deep() {
     // Steps are coarse here: that a step may be cut in the middle is what the runs with one driver are about.
     let drivers = Budget { drivers: 1, writes: 0, ..NO_FAULTS };
-    let crowd =
-        System { coarse: true, bakes: &[false], ..System::new(Budget { kills: 3, stops: 2, ..drivers }) };
+    let crowd = System {
+        coarse: true,
+        bakes: &[false],
+        orders: &[Order::Warm],
+        ..System::new(Budget { kills: 3, stops: 2, ..drivers })
+    };
     let states = holds("two drivers, three kills and two stops", crowd).states;
     assert!(states >= DEEP_STATES, "only {states} states: does the model still do what it is for?");
+    let chains = System {
+        coarse: true,
+        bakes: &[false],
+        orders: &[Order::Cold],
+        ..System::new(Budget { kills: 3, stops: 1, ..drivers })
+    };
+    holds("two chains that seal first, three kills and a stop", chains);
     let trials =
         System { coarse: true, bakes: &[true], ..System::new(Budget { kills: 2, stops: 1, ..drivers }) };
     holds("two drivers with trials, two kills and a stop", trials);

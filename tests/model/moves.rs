@@ -1,6 +1,6 @@
 //! What may happen next.
 
-use handoff::proto::driver::{self};
+use handoff::proto::driver::{self, Next};
 use handoff::proto::incumbent::{self};
 use handoff::proto::successor::{self};
 
@@ -37,6 +37,8 @@ pub enum Move {
     /// What a driver concludes from what is true; or it has asked for long enough.
     Concludes(u8),
     Returns(u8, Return),
+    /// A driver that holds is told to go on.
+    GoesOn(u8, Next),
     /// The program calls `serve`.
     CallsServe(u8),
     WarmsUp(u8),
@@ -337,7 +339,7 @@ impl System {
         }
         if let Some(next) = driver.todo.front() {
             moves.push(Move::Carries(Who::Driver(me)));
-            if next == Do::Spawn && s.budget.errors > 0 {
+            if matches!(next, Do::Spawn) && s.budget.errors > 0 {
                 moves.push(Move::Fails(Who::Driver(me)));
             }
             return;
@@ -371,6 +373,11 @@ impl System {
         // A shell looks at its timers after everything that it can read.
         if moves.len() > readable {
             return;
+        }
+        for next in [Next::Phase, Next::Spawn, Next::Become, Next::Retire] {
+            if self.driver_heeds(s, d, &driver::Input::Go(next)) {
+                moves.push(Move::GoesOn(me, next));
+            }
         }
         for timer in DRIVER_TIMERS {
             let code = driver_timer(timer);

@@ -1,7 +1,7 @@
 //! Between the shipped machines and the small codes that a state keeps.
 
 use handoff::drainable::{ReadinessSnapshot, SealReport};
-use handoff::proto::driver::{Outcome, Phase as DriverPhase, Refusal};
+use handoff::proto::driver::{Machine as Driver, Order, Outcome, Phase as DriverPhase, Refusal};
 use handoff::proto::incumbent::{
     End, Machine as Incumbent, Opened, Phase as IncumbentPhase, Run as IncumbentRun,
 };
@@ -36,6 +36,7 @@ pub fn incumbent_phase(code: u8) -> IncumbentPhase {
         17 => P::Gone(End::Committed),
         18 => P::Gone(End::Superseded),
         19 => P::Gone(End::Overtaken { found: 0 }),
+        21 => P::Gone(End::Retired),
         _ => P::Gone(End::Failed(String::new())),
     }
 }
@@ -64,6 +65,7 @@ pub fn incumbent_code(phase: &IncumbentPhase) -> u8 {
         P::Gone(End::Superseded) => 18,
         P::Gone(End::Overtaken { .. }) => 19,
         P::Gone(End::Failed(_)) => 20,
+        P::Gone(End::Retired) => 21,
     }
 }
 
@@ -131,61 +133,62 @@ pub fn successor_code(phase: &SuccessorPhase) -> u8 {
 }
 
 /// The driver's phases, by name where the world asks for them.
-pub const DECIDING: u8 = 6;
-pub const ORPHANED: u8 = 8;
-pub const INQUIRING: u8 = 9;
-pub const DISMISSING: u8 = 10;
-pub const DISMISSING_NOTHING_SERVING: u8 = 11;
-pub const DONE: u8 = 13;
+pub const DECIDING: u8 = 12;
+pub const ORPHANED: u8 = 14;
+pub const DISMISSING: u8 = 16;
+pub const DISMISSING_NOTHING_SERVING: u8 = 17;
+pub const WIDOWED: u8 = 19;
+pub const DONE: u8 = 20;
 pub const DONE_COMMITTED: u8 = DONE;
+pub const BECAME: u8 = 26;
 
 pub fn driver_phase(code: u8) -> DriverPhase {
     use DriverPhase as P;
     match code {
         0 => P::Preparing,
         1 => P::Warming,
-        2 => P::Rearming,
-        3 => P::Draining,
-        4 => P::Sealing,
-        5 => P::Aborting(REASON),
+        2 => P::Warm,
+        3 => P::Rearming,
+        4 => P::Prepared,
+        5 => P::Draining,
+        6 => P::Drained,
+        7 => P::Sealing,
+        8 => P::Sealed,
+        9 => P::Starting,
+        10 => P::Retiring,
+        11 => P::Aborting(REASON),
         DECIDING => P::Deciding,
-        7 => P::Baking,
+        13 => P::Baking,
         ORPHANED => P::Orphaned,
-        INQUIRING => P::Inquiring,
+        15 => P::Inquiring,
         DISMISSING => P::Dismissing(Outcome::RolledBack(REASON)),
         DISMISSING_NOTHING_SERVING => P::Dismissing(Outcome::NothingServing(String::new())),
-        12 => P::Dismissing(Outcome::Undecided(String::new())),
+        18 => P::Dismissing(Outcome::Undecided(String::new())),
+        WIDOWED => P::Widowed,
         DONE_COMMITTED => P::Done(Outcome::Committed),
-        14 => P::Done(Outcome::RolledBack(REASON)),
-        15 => P::Done(Outcome::NothingServing(String::new())),
-        16 => P::Done(Outcome::Undecided(String::new())),
-        _ => P::Done(Outcome::Refused(Refusal::Lost)),
+        21 => P::Done(Outcome::RolledBack(REASON)),
+        22 => P::Done(Outcome::NothingServing(String::new())),
+        23 => P::Done(Outcome::Undecided(String::new())),
+        24 => P::Done(Outcome::Refused(Refusal::Lost)),
+        25 => P::Done(Outcome::Retired),
+        _ => P::Became,
     }
 }
 
 pub fn driver_code(phase: &DriverPhase) -> u8 {
     use DriverPhase as P;
-    match phase {
-        P::Preparing => 0,
-        P::Warming => 1,
-        P::Rearming => 2,
-        P::Draining => 3,
-        P::Sealing => 4,
-        P::Aborting(_) => 5,
-        P::Deciding => DECIDING,
-        P::Baking => 7,
-        P::Orphaned => ORPHANED,
-        P::Inquiring => INQUIRING,
-        P::Dismissing(Outcome::RolledBack(_)) => DISMISSING,
-        P::Dismissing(Outcome::NothingServing(_)) => DISMISSING_NOTHING_SERVING,
-        P::Dismissing(Outcome::Undecided(_)) => 12,
-        P::Dismissing(other) => unreachable!("a driver dismisses nobody when it is {other:?}"),
-        P::Done(Outcome::Committed) => DONE_COMMITTED,
-        P::Done(Outcome::RolledBack(_)) => 14,
-        P::Done(Outcome::NothingServing(_)) => 15,
-        P::Done(Outcome::Undecided(_)) => 16,
-        P::Done(Outcome::Refused(_)) => 17,
-    }
+    // Whatever the reasons are, one stands for all.
+    let same = |known: &DriverPhase| match (known, phase) {
+        (P::Dismissing(a), P::Dismissing(b)) | (P::Done(a), P::Done(b)) => {
+            std::mem::discriminant(a) == std::mem::discriminant(b)
+        }
+        (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b),
+    };
+    (0..=BECAME).find(|code| same(&driver_phase(*code))).expect("every phase has a code")
+}
+
+pub fn driver(phase: u8, order: Order) -> Driver {
+    Driver { phase: driver_phase(phase), order }
 }
 
 pub fn terms(bake: bool) -> Terms {

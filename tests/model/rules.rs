@@ -3,7 +3,7 @@
 //! A rule that is a row of a machine is taken out by replacing that row; a rule that is a shell's or the kernel's part
 //! of the bargain is taken out by weakening the world (`step` asks [`Rule`] there).
 
-use handoff::proto::driver::{self, Action as DriverDo, Phase as DriverPhase};
+use handoff::proto::driver::{self, Action as DriverDo, Next, Order, Phase as DriverPhase};
 use handoff::proto::incumbent::{self, Action as IncumbentDo, Message, Phase, Request, Timer};
 use handoff::proto::record::Standing;
 use handoff::proto::successor::{self, Action as SuccessorDo, Phase as SuccessorPhase, Title, Trial};
@@ -318,12 +318,16 @@ pub fn driver_row(without: Option<Rule>, machine: &driver::Machine, input: &driv
     use driver::{Input, Row};
     let right = machine.row(input);
     match (without, &machine.phase, input) {
-        (Some(Rule::DriverClosesLease), DriverPhase::Sealing, Input::Sealed) => {
+        (Some(Rule::DriverClosesLease), DriverPhase::Sealed, Input::Go(Next::Phase))
+            if machine.order == Order::Warm =>
+        {
             Row::Go(DriverPhase::Deciding, vec![DriverDo::PassLease])
         }
-        (Some(Rule::DriverFences), DriverPhase::Sealing | DriverPhase::Deciding, Input::Expired(_)) => {
-            Row::Ignore
-        }
+        (
+            Some(Rule::DriverFences),
+            DriverPhase::Sealing | DriverPhase::Sealed | DriverPhase::Deciding,
+            Input::Expired(_),
+        ) => Row::Ignore,
         _ => right,
     }
 }

@@ -40,6 +40,7 @@ impl System {
             Move::DriverReadsVerdict(d) => self.driver_reads_verdict(s, d as usize),
             Move::DriverSeesWatchEnd(d) => self.feed_driver(s, d as usize, &driver::Input::WatchLost),
             Move::Concludes(d) => self.concludes(s, d as usize),
+            Move::GoesOn(d, next) => self.feed_driver(s, d as usize, &driver::Input::Go(next)),
             Move::Returns(i, result) => self.hook_returns(s, i as usize, result),
             Move::CallsServe(i) => {
                 s.daemons[i as usize].serve_due = false;
@@ -190,8 +191,16 @@ impl System {
                 self.saw(Event::Superseded);
                 from
             }
+            P::Gone(incumbent::End::Retired) => {
+                self.saw(Event::Retired);
+                0
+            }
             P::Gone(incumbent::End::Committed) => {
-                let baked = self.run_of(s, i).is_some_and(|run| run.bake);
+                let run = self.run_of(s, i);
+                if run.is_some_and(|run| s.drivers[run.lease as usize].phase == pack::BECAME) {
+                    self.saw(Event::CommittedInPlace);
+                }
+                let baked = run.is_some_and(|run| run.bake);
                 self.saw(if baked { Event::CommittedAfterBake } else { Event::Committed });
                 0
             }
@@ -216,6 +225,7 @@ impl System {
             _ if !leased => return,
             Msg::Drain => incumbent::Input::Lease(Request::Drain),
             Msg::Seal => incumbent::Input::Lease(Request::Seal),
+            Msg::Retire => incumbent::Input::Lease(Request::Retire),
             Msg::Abort => incumbent::Input::Lease(Request::Abort(REASON)),
             Msg::Attach => incumbent::Input::Lease(Request::Attach),
             Msg::Ready(opening) => incumbent::Input::Lease(Request::Ready(pack::opened(opening))),
@@ -321,12 +331,12 @@ impl System {
     // ---- The driver.
 
     pub fn driver_heeds(&self, s: &State, d: usize, input: &driver::Input) -> bool {
-        let machine = driver::Machine { phase: pack::driver_phase(s.drivers[d].phase) };
+        let machine = pack::driver(s.drivers[d].phase, s.drivers[d].order);
         rules::driver_row(self.without, &machine, input) != driver::Row::Ignore
     }
 
     pub fn feed_driver(&self, s: &mut State, d: usize, input: &driver::Input) {
-        let mut machine = driver::Machine { phase: pack::driver_phase(s.drivers[d].phase) };
+        let mut machine = pack::driver(s.drivers[d].phase, s.drivers[d].order);
         let row = rules::driver_row(self.without, &machine, input);
         let before = s.drivers[d].phase;
         let actions = machine.apply(row);
@@ -342,7 +352,7 @@ impl System {
         if d > 0 {
             s.budget.drivers -= 1;
         }
-        let (machine, actions) = driver::Machine::start();
+        let (machine, actions) = driver::Machine::start(s.drivers[d].order);
         s.drivers[d].life = Life::Running;
         s.drivers[d].phase = pack::driver_code(&machine.phase);
         for action in actions {
@@ -396,6 +406,7 @@ impl System {
         let verdict = match s.drivers[d].verdict.take() {
             Some(Word::Committed) => Verdict::Committed,
             Some(Word::RolledBack) => Verdict::RolledBack { reason: REASON },
+            Some(Word::Retired) => Verdict::Retired,
             Some(Word::Superseded) => Verdict::Superseded,
             Some(Word::NothingServing) => Verdict::NothingServing { detail: String::new() },
             None => return,

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use handoff::proto::driver::Order;
 use stateright::{Model, Property};
 
 use crate::judge::is_trial;
@@ -15,6 +16,8 @@ pub struct System {
     pub budget: Budget,
     /// With and without a trial.
     pub bakes: &'static [bool],
+    /// With the successor first, and with the seal first.
+    pub orders: &'static [Order],
     /// The rule that is missing.
     pub without: Option<Rule>,
     /// All actions of one step at once: no kill and nobody else's step between them.
@@ -47,6 +50,12 @@ pub enum Event {
     Committed,
     CommittedAfterBake,
     Superseded,
+    /// The incumbent ended without a successor, as it was asked to.
+    Retired,
+    /// A successor that was the driver's own process serves for good.
+    CommittedInPlace,
+    /// A driver became the successor of an incumbent that was dead.
+    BecameWidowed,
     /// The incumbent serves again after a handoff that was undone in this phase.
     RolledBackFrom(u8),
     /// The successor, in this phase, went on when the incumbent died.
@@ -59,6 +68,9 @@ impl Event {
             Self::Committed => 0,
             Self::CommittedAfterBake => 1,
             Self::Superseded => 2,
+            Self::Retired => 3,
+            Self::CommittedInPlace => 4,
+            Self::BecameWidowed => 5,
             Self::RolledBackFrom(phase) => 8 + phase,
             Self::CarriedOnFrom(phase) => 32 + phase,
         }
@@ -66,7 +78,14 @@ impl Event {
 
     /// Everything that must have been seen.
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::Committed, Self::CommittedAfterBake, Self::Superseded];
+        let mut all = vec![
+            Self::Committed,
+            Self::CommittedAfterBake,
+            Self::CommittedInPlace,
+            Self::Superseded,
+            Self::Retired,
+            Self::BecameWidowed,
+        ];
         // Prepared to SteppingDown, but for Unlocking: there, a failure of the unlock is the only way back.
         all.extend((1..=11).filter(|phase| *phase != 5).map(Self::RolledBackFrom));
         // Waiting, Locking and Opening with a lease, Announced, OnTrial. Later ones need not heed it.
@@ -89,7 +108,14 @@ impl Event {
 
 impl System {
     pub fn new(budget: Budget) -> Self {
-        Self { budget, bakes: &[false, true], without: None, coarse: false, seen: AtomicU64::new(0) }
+        Self {
+            budget,
+            bakes: &[false, true],
+            orders: &[Order::Warm, Order::Cold],
+            without: None,
+            coarse: false,
+            seen: AtomicU64::new(0),
+        }
     }
 
     pub fn is_without(&self, rule: Rule) -> bool {
@@ -112,7 +138,11 @@ impl Model for System {
     type Action = Move;
 
     fn init_states(&self) -> Vec<State> {
-        self.bakes.iter().map(|bake| State::new(*bake, self.budget)).collect()
+        let with = |order: &Order| {
+            let order = *order;
+            self.bakes.iter().map(move |bake| State::new(order, *bake, self.budget))
+        };
+        self.orders.iter().flat_map(with).collect()
     }
 
     fn actions(&self, s: &State, moves: &mut Vec<Move>) {

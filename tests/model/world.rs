@@ -1,5 +1,7 @@
 //! What there is: processes, sockets, the lock, the record, the data. Small, flat and without a heap.
 
+use handoff::proto::driver::Order;
+
 /// The daemon that serves in the beginning.
 pub const FIRST: usize = 0;
 /// The daemon that a supervisor starts after a crash.
@@ -103,6 +105,7 @@ pub enum Msg {
     Prepare,
     Drain,
     Seal,
+    Retire,
     Abort,
     Attach,
     Ready(Opening),
@@ -133,6 +136,7 @@ pub enum Msg {
 pub enum Word {
     Committed,
     RolledBack,
+    Retired,
     Superseded,
     NothingServing,
 }
@@ -159,6 +163,7 @@ pub enum Do {
     Serve,
     Connect,
     Spawn,
+    Become,
     PassLease,
     TellDismissed,
     KillSuccessor,
@@ -270,6 +275,7 @@ pub struct Channel {
 pub struct Driver {
     pub life: Life,
     pub phase: u8,
+    pub order: Order,
     pub bake: bool,
     pub todo: List<Do, 8>,
     pub timers: u8,
@@ -414,10 +420,11 @@ impl Daemon {
 }
 
 impl Driver {
-    pub fn absent(bake: bool) -> Self {
+    pub fn absent(order: Order, bake: bool) -> Self {
         Self {
             life: Life::Absent,
             phase: 0,
+            order,
             bake,
             todo: List::default(),
             timers: 0,
@@ -447,7 +454,7 @@ impl Driver {
 }
 
 impl State {
-    pub fn new(bake: bool, budget: Budget) -> Self {
+    pub fn new(order: Order, bake: bool, budget: Budget) -> Self {
         let mut daemons = [Daemon::absent(); DAEMONS];
         for (i, daemon) in daemons.iter_mut().enumerate() {
             daemon.program = i as u8 % 3;
@@ -460,7 +467,7 @@ impl State {
         records.push(Record { generation: 1, program: 0, previous: 0, standing: Standing::Final });
         Self {
             daemons,
-            drivers: [Driver::absent(bake); DRIVERS],
+            drivers: [Driver::absent(order, bake); DRIVERS],
             lock: Some(0),
             records,
             disk: Disk { acknowledged: 1, written: 1, synced: 1, format: 0, owner: 0, made_final: 0 },

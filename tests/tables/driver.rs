@@ -1,6 +1,6 @@
 //! The driver's table.
 
-use handoff::proto::driver::{Input, Machine, Outcome, Phase, Refusal, Row, Timer};
+use handoff::proto::driver::{Input, Machine, Next, Order, Outcome, Phase, Refusal, Row, Timer};
 use handoff::proto::{Reason, Verdict};
 
 use crate::{Answer, Column, plain, why};
@@ -8,9 +8,14 @@ use crate::{Answer, Column, plain, why};
 pub(crate) fn table() -> String {
     let phases: Vec<Column<Input>> = phases()
         .into_iter()
-        .map(|phase| {
-            let name = describe(&phase);
-            let machine = Machine { phase };
+        .map(|(phase, order)| {
+            let both = is_in_both(&phase);
+            let name = if both && order == Order::Cold {
+                format!("{} (cold)", describe(&phase))
+            } else {
+                describe(&phase)
+            };
+            let machine = Machine { phase, order };
             let answer = move |input: &Input| match machine.row(input) {
                 Row::Go(next, actions) => Answer::Goes(describe(&next), actions.iter().map(plain).collect()),
                 Row::Ignore => Answer::Ignores,
@@ -21,14 +26,38 @@ pub(crate) fn table() -> String {
     crate::table(&phases, &inputs(), &[])
 }
 
-fn phases() -> Vec<Phase> {
+/// The phases in which something depends on what comes first.
+fn is_in_both(phase: &Phase) -> bool {
+    matches!(phase, Phase::Preparing | Phase::Draining | Phase::Drained | Phase::Sealing | Phase::Sealed)
+}
+
+fn phases() -> Vec<(Phase, Order)> {
+    let warm = all_phases().into_iter().filter(|phase| !is_cold_only(phase));
+    let cold = all_phases().into_iter().filter(|phase| is_cold_only(phase) || is_in_both(phase));
+    warm.map(|phase| (phase, Order::Warm)).chain(cold.map(|phase| (phase, Order::Cold))).collect()
+}
+
+fn is_cold_only(phase: &Phase) -> bool {
+    use Phase as P;
+    matches!(phase, P::Prepared | P::Starting | P::Retiring | P::Widowed | P::Became)
+}
+
+fn all_phases() -> Vec<Phase> {
     use Phase as P;
     vec![
         P::Preparing,
         P::Warming,
+        P::Warm,
         P::Rearming,
+        P::Prepared,
         P::Draining,
+        P::Drained,
         P::Sealing,
+        P::Sealed,
+        P::Starting,
+        P::Retiring,
+        P::Widowed,
+        P::Became,
         P::Aborting(why()),
         P::Deciding,
         P::Baking,
@@ -50,6 +79,7 @@ fn inputs() -> Vec<(&'static str, Input)> {
         ("lease lost", Input::LeaseLost),
         ("verdict: committed", Input::Verdict(Verdict::Committed)),
         ("verdict: rolled back", Input::Verdict(Verdict::RolledBack { reason: why() })),
+        ("verdict: retired", Input::Verdict(Verdict::Retired)),
         ("verdict: superseded", Input::Verdict(Verdict::Superseded)),
         ("verdict: nothing serving", Input::Verdict(Verdict::NothingServing { detail: detail() })),
         ("verdict: unknown", Input::Verdict(Verdict::Unknown)),
@@ -60,6 +90,10 @@ fn inputs() -> Vec<(&'static str, Input)> {
         ("successor done", Input::SuccessorDone),
         ("successor failed", Input::SuccessorFailed(why())),
         ("successor lost", Input::SuccessorLost),
+        ("go on", Input::Go(Next::Phase)),
+        ("go on: spawn", Input::Go(Next::Spawn)),
+        ("go on: become", Input::Go(Next::Become)),
+        ("go on: retire", Input::Go(Next::Retire)),
         ("cancel", Input::Cancel(detail())),
         ("concluded: committed", Input::Concluded(Outcome::Committed)),
         ("concluded: rolled back", Input::Concluded(Outcome::RolledBack(Reason::LeaseLost))),
@@ -84,6 +118,7 @@ fn word(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Committed => "committed",
         Outcome::RolledBack(_) => "rolled back",
+        Outcome::Retired => "retired",
         Outcome::Refused(_) => "refused",
         Outcome::NothingServing(_) => "nothing serving",
         Outcome::Undecided(_) => "undecided",

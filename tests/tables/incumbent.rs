@@ -91,6 +91,7 @@ fn inputs() -> Vec<(&'static str, Input)> {
         ("serving", Input::Lease(Request::Serving)),
         ("done", Input::Lease(Request::Done)),
         ("stepped-down", Input::Lease(Request::SteppedDown)),
+        ("retire", Input::Lease(Request::Retire)),
         ("lease lost", Input::LeaseLost),
         ("successor lost", Input::SuccessorLost),
         ("operator: commit", Input::OperatorCommit(9)),

@@ -1,4 +1,10 @@
+use handoff::steps::{Inherited, Steps};
+use handoff::supervisor::Event;
+
 use crate::exit::{self, Exit};
+use crate::link::Next;
+use crate::phase::{self, Watcher};
+use crate::progress::When;
 use crate::{logging, settle};
 
 /// Undo the handoff in progress, or a bake: the incumbent serves again
@@ -11,15 +17,48 @@ pub struct Args {
     settle: settle::Args,
 
     /// Have this written down as the reason
-    #[arg(value_name = "REASON", default_value = "handoff abort was run")]
+    #[arg(long, value_name = "TEXT", default_value = "handoff abort was run")]
     reason: String,
+
+    #[command(flatten)]
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "
-  handoff abort --control /run/kv/control 'the error rate went up'";
+  handoff abort --control /run/kv/control --reason 'the error rate went up'";
 
+/// Aborts.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     logging::quietly("abort");
-    settle::say(&args.settle, "handoff abort", |control, deadline| control.abort(&args.reason, deadline))?
-        .report(args.settle.json, "rolled-back")
+    let next = args.next.open("abort")?;
+    let common = args.settle.as_common(When::Never);
+    let chain = phase::chain(&common)?;
+    if let Some(found) = handoff::steps::inherited(&chain)?.filter(Inherited::is_held) {
+        let mut watcher = Watcher::new("abort", When::Never)?;
+        let mut observer = |event: &Event<'_>| watcher.observe(event);
+        let unable = |e| exit::attempt(e, "undo the handoff");
+        let mut steps =
+            Steps::resume_or_begin(&common.control, found.spec, &chain, &mut observer).map_err(unable)?;
+        steps.cancel(&args.reason).map_err(unable)?;
+        let exit = phase::end("abort", steps, &chain, None, &common)?;
+        return wanted(exit, next, &chain);
+    }
+    let settled = settle::say(&args.settle, "handoff abort", |control, deadline| {
+        control.abort(&args.reason, deadline)
+    })?;
+    let exit = settled.report(args.settle.json, "rolled-back")?;
+    wanted(exit, next, &chain)
+}
+
+/// A rollback is what was asked for.
+fn wanted(
+    exit: Exit,
+    next: Option<crate::link::Opened>,
+    chain: &handoff::chain::Chain,
+) -> anyhow::Result<Exit> {
+    match (exit, next) {
+        (Exit::Done | Exit::RolledBack, Some(next)) => Ok(next.exec("abort", chain)),
+        (Exit::RolledBack, None) => Ok(Exit::Done),
+        (exit, _) => Ok(exit),
+    }
 }

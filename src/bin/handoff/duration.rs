@@ -36,6 +36,11 @@ pub fn parse_some(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// As [`parse`], or `forever`.
+pub fn parse_wait(text: &str) -> Result<Duration, String> {
+    if text == "forever" { Ok(Duration::MAX) } else { parse(text) }
+}
+
 /// Returns a length of time as people read it: `312us`, `4.2ms`, `25.0s`, `12m5s`.
 pub fn show_us(us: u64) -> String {
     #[allow(clippy::cast_precision_loss, reason = "two digits are shown")]
@@ -77,6 +82,9 @@ mod tests {
         }
         assert!(parse("soon").is_err_and(|e| e.contains("soon") && e.contains("25s")));
         assert!(parse_some("0s").is_err());
+        assert_eq!(parse_wait("forever"), Ok(Duration::MAX));
+        assert_eq!(parse_wait("1s"), Ok(Duration::from_secs(1)));
+        assert!(parse_wait("ever").is_err() && parse("forever").is_err());
     }
 
     #[test]

@@ -61,6 +61,15 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// As an error it is one of which everything has been said already.
+impl std::error::Error for Exit {}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.meaning())
+    }
+}
+
 impl Exit {
     /// Returns what the table says.
     pub fn meaning(self) -> &'static str {
@@ -84,7 +93,7 @@ impl Exit {
     /// Returns the code for how a handoff ended.
     pub fn for_outcome(outcome: &Outcome) -> Self {
         match outcome {
-            Outcome::Committed => Self::Done,
+            Outcome::Committed | Outcome::Retired => Self::Done,
             Outcome::Refused(_) => Self::Refused,
             Outcome::RolledBack(Reason::Deadline | Reason::NotWarm | Reason::SuccessorHung) => Self::TimedOut,
             Outcome::RolledBack(_) => Self::RolledBack,
@@ -115,6 +124,9 @@ impl Exit {
 
 /// Says on standard error what stopped a command, in one write of one line, and returns the exit code.
 pub fn fatal(command: &str, e: &anyhow::Error) -> Exit {
+    if let Some(exit) = e.downcast_ref::<Exit>() {
+        return *exit;
+    }
     fatal_as(command, e, Exit::for_error(e))
 }
 

@@ -67,7 +67,7 @@ pub struct Args {
     timeout: Duration,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "

@@ -1,3 +1,6 @@
+mod begin;
+mod record;
+
 use std::fs;
 use std::io::{IsTerminal, stdout};
 use std::ops::ControlFlow;
@@ -7,22 +10,26 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use clap::ValueHint;
 use handoff::DataDirLock;
+use handoff::chain::Chain;
 use handoff::control::Control;
 use handoff::data_dir::FILE_NAME;
 use handoff::error::Error;
+use handoff::fds::Role;
 use handoff::journal::timeline::{TextOptions, Timeline, trace};
-use handoff::journal::{self, Contents, Event, Follower, HandoffSummary, utc};
+use handoff::journal::{self, Contents, Event, Follower, HandoffSummary, Journal, Unfinished, utc};
 use handoff::proto::driver::{Outcome, Refusal};
 use handoff::proto::record::{OwnerRecord, Program, Standing, boot_program};
 use handoff::supervisor::Supervisor;
-use handoff::sys::terminal;
+use handoff::sys::{append, terminal};
 use serde::Serialize;
 
 use crate::exit::{self, Exit};
+use crate::link::Next;
 use crate::{logging, out};
 
-/// Ask the journal what happened, what is current and where the time went
+/// Begin and keep the journal, and ask it what happened, what is current and where the time went
 #[derive(clap::Args)]
 #[command(after_help = exit::after_help(EXAMPLES))]
 pub struct Args {
@@ -32,6 +39,7 @@ pub struct Args {
 
 const EXAMPLES: &str = r#"
   export HANDOFF_JOURNAL=/var/lib/kv/journal
+  handoff journal begin -- handoff drain -- handoff exec-successor kvd-v2
   handoff journal show --follow
   eval "exec $(handoff journal current --data-dir /var/lib/kv)"
   handoff journal timeline --svg last.svg
@@ -39,11 +47,28 @@ const EXAMPLES: &str = r#"
 
 #[derive(clap::Subcommand)]
 enum Question {
+    Begin(begin::Args),
+    Record(record::Args),
     Show(Show),
     Current(Current),
     Timeline(TimelineArgs),
     Resume(Resume),
     Repair(Repair),
+}
+
+impl Args {
+    /// Returns what follows, where something may.
+    pub fn next(&self) -> Option<&Next> {
+        match &self.question {
+            Question::Begin(args) => Some(&args.next),
+            Question::Record(args) => Some(&args.next),
+            Question::Show(_)
+            | Question::Current(_)
+            | Question::Timeline(_)
+            | Question::Resume(_)
+            | Question::Repair(_) => None,
+        }
+    }
 }
 
 /// Show what happened, one line an event
@@ -78,15 +103,15 @@ struct Show {
   handoff journal current --json | jq .evidence"))]
 struct Current {
     /// Read this journal
-    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     journal: Option<PathBuf>,
 
     /// Read the owner record in this data directory [default: the one that the daemon or the journal names]
-    #[arg(long, value_name = "DIR", env = "HANDOFF_DATA_DIR", hide_env_values = true)]
+    #[arg(long, value_name = "DIR", env = "HANDOFF_DATA_DIR", hide_env_values = true, value_hint = ValueHint::DirPath)]
     data_dir: Option<PathBuf>,
 
     /// Ask the daemon at this Unix socket which data directory it has
-    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     control: Option<PathBuf>,
 
     /// Print one JSON object
@@ -105,11 +130,11 @@ struct TimelineArgs {
     file: File,
 
     /// Write a picture to this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     svg: Option<PathBuf>,
 
     /// Write all handoffs to this file, for a viewer of trace events
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     trace: Option<PathBuf>,
 
     /// The handoff, or the beginning of its id [default: the last one]
@@ -128,7 +153,7 @@ struct Resume {
     file: File,
 
     /// Ask the daemon at this Unix socket [default: the one that the journal names]
-    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     control: Option<PathBuf>,
 }
 
@@ -138,14 +163,14 @@ struct Resume {
   handoff journal repair /var/lib/kv/journal"))]
 struct Repair {
     /// The journal
-    #[arg(value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
+    #[arg(value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     journal: PathBuf,
 }
 
 #[derive(clap::Args)]
 struct File {
     /// Read this journal
-    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     journal: PathBuf,
 }
 
@@ -155,9 +180,11 @@ const LOOK: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_secs(5);
 
 pub fn run(args: Args) -> anyhow::Result<Exit> {
-    logging::quietly("journal");
+    logging::quietly(args.question.name());
     let path = args.question.journal();
     let answered = match &args.question {
+        Question::Begin(args) => return begin::run(args),
+        Question::Record(args) => return record::run(args),
         Question::Show(args) => show(args),
         Question::Current(args) => current(args),
         Question::Timeline(args) => timeline(args),
@@ -172,12 +199,22 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
 }
 
 impl Question {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Begin(_) => begin::NAME,
+            Self::Record(_) => record::NAME,
+            _ => "journal",
+        }
+    }
+
     fn journal(&self) -> Option<&Path> {
         match self {
             Self::Show(Show { file, .. })
             | Self::Timeline(TimelineArgs { file, .. })
             | Self::Resume(Resume { file, .. }) => Some(&file.journal),
             Self::Current(args) => args.journal.as_deref(),
+            // They say themselves what is wrong.
+            Self::Begin(_) | Self::Record(_) => None,
             Self::Repair(args) => Some(&args.journal),
         }
     }
@@ -193,6 +230,17 @@ pub fn unreadable(command: &str, journal: Option<&Path>, e: Error) -> Exit {
         _ => return exit::fatal(command, &exit::attempt(e, "use the journal")),
     };
     exit::fatal_as(command, &anyhow!("read the journal: {e}; next: {next}"), Exit::Refused)
+}
+
+/// Goes on with the journal that this process inherited, if it is the one at the path.
+pub fn inherited(chain: &Chain, path: &Path) -> handoff::Result<Option<Journal>> {
+    let Some(fd) = chain.get(&Role::Journal) else { return Ok(None) };
+    let fd = fd.try_clone_to_owned().map_err(|e| Error::io("copy the journal's descriptor", e))?;
+    let file = fs::File::from(fd);
+    if !append::is_at(&file, path).map_err(|e| Error::io(format!("look at {}", path.display()), e))? {
+        return Ok(None);
+    }
+    Journal::adopt(file.into(), path).map(Some)
 }
 
 fn same(one: &Path, other: &Path) -> bool {
@@ -404,11 +452,7 @@ fn resume(args: &Resume) -> anyhow::Result<Exit> {
         let _ = out::line("nothing was left open")?;
         return Ok(Exit::Done);
     };
-    let named = match &open.handoff.begun {
-        Some(Event::Begun { control, .. }) => Some(control.clone()),
-        _ => None,
-    };
-    let control = args.control.clone().or(named).ok_or_else(|| Error::Invalid {
+    let control = args.control.clone().or_else(|| named_control(&open)).ok_or_else(|| Error::Invalid {
         detail: "the journal does not say where the daemon answers: give --control".to_owned(),
     })?;
     let supervisor = Supervisor::new(control)?.with_journal(&args.file.journal);
@@ -417,7 +461,7 @@ fn resume(args: &Resume) -> anyhow::Result<Exit> {
             let _ = out::line(&format!("handoff {}: {}", recovered.handoff_id, phrase(&recovered.outcome)))?;
             Ok(match recovered.outcome {
                 // It was asked how it ended, and that is known.
-                Outcome::Committed | Outcome::RolledBack(_) => Exit::Done,
+                Outcome::Committed | Outcome::RolledBack(_) | Outcome::Retired => Exit::Done,
                 other => Exit::for_outcome(&other),
             })
         }
@@ -428,11 +472,22 @@ fn resume(args: &Resume) -> anyhow::Result<Exit> {
     }
 }
 
+/// Returns where the daemon answers, as the handoff's beginning has it.
+fn named_control(open: &Unfinished) -> Option<PathBuf> {
+    match &open.handoff.begun {
+        Some(Event::Begun { control, .. }) => {
+            Some(control.clone()).filter(|path| !path.as_os_str().is_empty())
+        }
+        _ => None,
+    }
+}
+
 /// Returns how a handoff ended, in words.
 pub fn phrase(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Committed => "committed".to_owned(),
         Outcome::RolledBack(reason) => format!("rolled back: {reason}"),
+        Outcome::Retired => "retired".to_owned(),
         Outcome::Refused(Refusal::Busy { handoff, phase, age_ms }) => {
             let age = crate::duration::show_ms(*age_ms);
             format!("busy: handoff {handoff} has been going on for {age} and is in phase {phase}")

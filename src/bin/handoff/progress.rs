@@ -35,17 +35,35 @@ enum News {
 }
 
 impl Progress {
-    pub fn new(when: When) -> Self {
+    pub fn new(command: &'static str, when: When) -> Self {
         match (when, stderr().is_terminal()) {
             (When::Never, _) | (When::Auto, false) => Self { news: None, thread: None },
-            (When::Always, false) => Self::shown_by(lines),
+            (When::Always, false) => Self::shown_by(move |told| lines(command, told)),
             (When::Auto | When::Always, true) => Self::shown_by(draw),
         }
     }
 
-    fn shown_by(show: fn(&Receiver<News>)) -> Self {
+    fn shown_by(show: impl FnOnce(&Receiver<News>) + Send + 'static) -> Self {
         let (news, told) = channel();
         Self { news: Some(news), thread: Some(std::thread::spawn(move || show(&told))) }
+    }
+
+    /// Whether anything is shown.
+    pub fn is_shown(&self) -> bool {
+        self.news.is_some()
+    }
+
+    /// Whether it is one line that changes, rather than one for each phase.
+    pub fn is_drawn(&self) -> bool {
+        self.is_shown() && stderr().is_terminal()
+    }
+
+    /// Shows what is being waited for; only on a terminal.
+    pub fn wait_for(&self, what: String) {
+        if let Some(news) = &self.news {
+            // As in `show`.
+            let _ = news.send(News::Tick(what));
+        }
     }
 
     pub fn show(&self, event: &Event<'_>) {
@@ -73,10 +91,10 @@ impl Drop for Progress {
 }
 
 /// A line for each phase.
-fn lines(told: &Receiver<News>) {
+fn lines(command: &str, told: &Receiver<News>) {
     for news in told {
         if let News::Phase(phase) = news {
-            out::say("swap", "info", &phase);
+            out::say(command, "info", &phase);
         }
     }
 }

@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use clap::ValueHint;
 use handoff::control::Control;
 use handoff::error::{Error, Result};
 use handoff::proto::wire::{Progress, Status};
 use serde::Serialize;
 
 use crate::exit::{self, Exit};
+use crate::phase::Common;
+use crate::progress::When;
 use crate::{duration, out, status};
 
 /// What `commit` and `abort` have in common.
@@ -16,7 +19,7 @@ use crate::{duration, out, status};
 #[group(skip)]
 pub struct Args {
     /// Ask the daemon at this Unix socket
-    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     pub control: PathBuf,
 
     /// Wait so long for the verdict
@@ -26,6 +29,13 @@ pub struct Args {
     /// Print the verdict as one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+impl Args {
+    /// Returns the options that every phase has.
+    pub fn as_common(&self, progress: When) -> Common {
+        Common { control: self.control.clone(), progress, json: self.json }
+    }
 }
 
 /// Between two questions for who serves.
@@ -124,6 +134,11 @@ impl Settled {
             "committed" => Exit::Refused,
             _ => Exit::Undecided,
         })
+    }
+
+    /// Whether this is how it ended.
+    pub fn is(&self, outcome: &str) -> bool {
+        self.outcome == outcome
     }
 
     fn line(&self) -> String {

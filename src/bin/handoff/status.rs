@@ -1,10 +1,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use clap::ValueHint;
 use handoff::DataDirLock;
+use handoff::chain::Chain;
 use handoff::control::Control;
 use handoff::data_dir::FILE_NAME;
-use handoff::error::{Error, Result};
+use handoff::error::Error;
 use handoff::journal::utc;
 use handoff::proto::record::{OwnerRecord, Program, Reading, Standing, boot_program};
 use handoff::proto::wire::{Progress, Status};
@@ -13,6 +15,7 @@ use serde::Serialize;
 
 use crate::duration::show_ms;
 use crate::exit::{self, Exit};
+use crate::link::Next;
 use crate::{duration, logging, out};
 
 /// Show what is running: the daemon, its lock, its sockets and a handoff in progress
@@ -27,12 +30,13 @@ pub struct Args {
         value_name = "PATH",
         env = "HANDOFF_CONTROL",
         hide_env_values = true,
+        value_hint = ValueHint::FilePath,
         required_unless_present = "data_dir"
     )]
     control: Option<PathBuf>,
 
     /// Look into this data directory if nobody answers
-    #[arg(long, value_name = "DIR", env = "HANDOFF_DATA_DIR", hide_env_values = true)]
+    #[arg(long, value_name = "DIR", env = "HANDOFF_DATA_DIR", hide_env_values = true, value_hint = ValueHint::DirPath)]
     data_dir: Option<PathBuf>,
 
     /// Wait so long for an answer
@@ -42,6 +46,9 @@ pub struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "
@@ -52,14 +59,13 @@ const EXAMPLES: &str = "
 /// Asks, looks, and tells.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     logging::quietly("status");
+    let next = args.next.open("status")?;
     let found = Found::look(args);
     let _ = if args.json { out::json(&found)? } else { out::text(&found.text())? };
-    Ok(if found.answers { Exit::Done } else { Exit::Refused })
-}
-
-/// Returns what the lock file says that a daemon named.
-pub fn reading_of(running: &Status) -> Result<Reading> {
-    DataDirLock::read_record(PathBuf::from(&running.data_dir).join(&running.lock_file))
+    match next {
+        Some(next) if found.answers => Ok(next.exec("status", &Chain::inherit()?)),
+        _ => Ok(if found.answers { Exit::Done } else { Exit::Refused }),
+    }
 }
 
 #[derive(Serialize)]

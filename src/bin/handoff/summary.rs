@@ -1,8 +1,8 @@
 //! How a swap ended.
 
 use std::fmt::Write;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::process::Child;
 
 use handoff::proto::driver::{Outcome, Refusal};
 use handoff::proto::wire::PhaseMark;
@@ -40,13 +40,13 @@ pub struct Summary {
 }
 
 impl Summary {
-    pub fn of(ended: &HandoffOutcome, (binary, args): (PathBuf, Vec<String>)) -> Self {
+    pub fn of(ended: &HandoffOutcome) -> Self {
         let measured = ended.measured.clone();
         let at = |name: &str| at(&measured.phases, name);
         let between = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?));
         let baked = at("baking").map(|_| measured.serving_us);
         Self {
-            outcome: word(&ended.outcome),
+            outcome: ended.outcome.name(),
             committed: ended.committed,
             exit: Exit::for_outcome(&ended.outcome),
             handoff: Some(ended.handoff_id.clone()),
@@ -56,9 +56,9 @@ impl Summary {
                 _ => None,
             },
             phase: undone_in(&measured.phases).filter(|_| !ended.committed),
-            binary: Some(binary),
-            args,
-            pid: ended.child.as_ref().map(Child::id),
+            binary: ended.binary.clone(),
+            args: ended.args.clone(),
+            pid: ended.pid,
             drain_us: between(at("draining"), at("sealing")),
             seal_us: between(at("sealing"), at("deciding")),
             ready_us: between(at("deciding"), measured.serving_us),
@@ -71,7 +71,7 @@ impl Summary {
     pub fn refused(refusal: &Refusal) -> Self {
         let outcome = Outcome::Refused(refusal.clone());
         Self {
-            outcome: word(&outcome),
+            outcome: outcome.name(),
             committed: false,
             exit: Exit::Refused,
             handoff: None,
@@ -110,9 +110,28 @@ impl Summary {
                 let took = show_ms(self.measured.total_ms);
                 format!("rolled back {id} while {phase}, after {took}: {reason}; the incumbent serves")
             }
+            "retired" => format!("retired {id}: the data is sealed, and nobody serves"),
             "nothing-serving" => format!("nothing serves after {id}: {reason}"),
             _ => format!("undecided {id}: {reason}"),
         }
+    }
+
+    /// Says it, on standard output or for a refusal on standard error, and returns the exit code.
+    ///
+    /// # Errors
+    ///
+    /// Standard output cannot be written to.
+    pub fn report(&self, command: &str, json: bool) -> anyhow::Result<Exit> {
+        if self.is_refusal() {
+            out::say(command, "fatal", &format!("unable to take the lease: {}", self.reason()));
+        }
+        // Whoever reads it may be gone; how it ended is in the exit code too.
+        let _ = match (json, self.is_refusal()) {
+            (true, _) => out::json(self)?,
+            (false, true) => ControlFlow::Continue(()),
+            (false, false) => out::line(&self.line())?,
+        };
+        Ok(self.exit)
     }
 
     fn committed_line(&self, id: &str) -> String {
@@ -150,16 +169,6 @@ fn at(phases: &[PhaseMark], name: &str) -> Option<u64> {
 fn undone_in(phases: &[PhaseMark]) -> Option<String> {
     let ending = ["aborting", "dismissing", "inquiring", "done"];
     phases.iter().rev().map(|mark| &mark.phase).find(|name| !ending.contains(&name.as_str())).cloned()
-}
-
-fn word(outcome: &Outcome) -> &'static str {
-    match outcome {
-        Outcome::Committed => "committed",
-        Outcome::RolledBack(_) => "rolled-back",
-        Outcome::Refused(_) => "refused",
-        Outcome::NothingServing(_) => "nothing-serving",
-        Outcome::Undecided(_) => "undecided",
-    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference to the field")]

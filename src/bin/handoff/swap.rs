@@ -1,25 +1,24 @@
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use clap::ValueHint;
 use clap::builder::NonEmptyStringValueParser;
 use handoff::control::Control;
-use handoff::error::Error;
 use handoff::proto::driver::Refusal;
 use handoff::proto::wire::Status;
 use handoff::supervisor::{self, Event, SpawnSpec, Supervisor, Wish};
-use handoff::sys::process;
-use handoff::sys::signals::{Termination, Terminations};
+use handoff::sys::signals::Termination;
 use handoff::sys::spawn::Program;
 
 use crate::duration;
 use crate::exit::{self, Exit};
 use crate::health::{Check, Monitor};
 use crate::progress::{Progress, When};
+use crate::reuse::{self, Reused};
 use crate::summary::Summary;
-use crate::{journal, link, logging, out, status};
+use crate::{journal, link, logging, out, phase};
 
 /// Replace the running daemon's binary by PROG, or leave everything as it was
 ///
@@ -34,11 +33,11 @@ use crate::{journal, link, logging, out, status};
 #[command(after_help = exit::after_help(EXAMPLES))]
 pub struct Args {
     /// Ask the daemon at this Unix socket
-    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     control: PathBuf,
 
     /// Write what happens to this journal
-    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     journal: Option<PathBuf>,
 
     /// Give the daemon so long to finish what is in flight
@@ -64,7 +63,7 @@ pub struct Args {
     /// Run this through `sh -c` again and again during the bake, and undo the swap when it fails
     ///
     /// If this command dies during the bake, nobody checks any more, and the swap is undone too.
-    #[arg(long, value_name = "CMD", requires = "bake", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "CMD", requires = "bake", value_parser = NonEmptyStringValueParser::new(), value_hint = ValueHint::CommandString)]
     health: Option<String>,
 
     /// Wait so long between two health checks
@@ -84,7 +83,7 @@ pub struct Args {
     output: Output,
 
     /// Start PROG in this control group, which must be for it alone
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     cgroup: Option<PathBuf>,
 
     /// Start PROG without arguments if none are given, instead of with the daemon's
@@ -100,21 +99,30 @@ pub struct Args {
     json: bool,
 
     /// The program; a name without a slash is looked up in PATH
-    #[arg(value_name = "PROG")]
+    #[arg(value_name = "PROG", value_hint = ValueHint::CommandName)]
     program: PathBuf,
 
     /// Its arguments [default: those of the running daemon]
-    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true, value_hint = ValueHint::AnyPath)]
     args: Vec<String>,
 }
 
 /// Where the successor writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
+pub enum Output {
     /// Where the running daemon's go, so that this command can end and its terminal can be closed
     Daemon,
     /// Where this command's go
     Own,
+}
+
+impl From<Output> for supervisor::Output {
+    fn from(output: Output) -> Self {
+        match output {
+            Output::Daemon => Self::Incumbents,
+            Output::Own => Self::Inherit,
+        }
+    }
 }
 
 const EXAMPLES: &str = "
@@ -123,7 +131,7 @@ const EXAMPLES: &str = "
   handoff swap --bake 2m --health 'redis-cli ping | grep -q PONG' ./kvd-v2
   handoff swap --json --journal /var/lib/kv/journal ./kvd-v2 | jq .gap_us";
 
-fn variable(text: &str) -> Result<(String, String), String> {
+pub fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("expected NAME=VALUE".to_owned()),
@@ -142,24 +150,23 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     }
     let running = ask(&args.control).map_err(|e| exit::attempt(e, asking(&args.control)))?;
     if let Some(refusal) = busy(&running) {
-        return report(&args, &Summary::refused(&refusal));
+        return Summary::refused(&refusal).report("swap", args.json);
     }
     let supervisor = supervisor(&args)?;
     if let Err(e) = supervisor.resume_from_journal().map(|recovered| recovered.iter().for_each(tell_of)) {
         return Ok(journal::unreadable("swap", supervisor.journal(), e));
     }
     let spec = spec(&args, &running)?;
-    let command = (spec.binary.clone(), spec.args.clone());
     let mut observer = Observer::new(&args)?;
     let outcome = supervisor.perform_observed(spec, &mut |event| observer.observe(event));
     drop(observer);
     match outcome {
-        Ok(outcome) => report(&args, &Summary::of(&outcome, command)),
+        Ok(outcome) => Summary::of(&outcome).report("swap", args.json),
         Err(e) => Err(exit::attempt(e, "swap the daemon")),
     }
 }
 
-fn ask(control: &Path) -> handoff::Result<Status> {
+pub fn ask(control: &Path) -> handoff::Result<Status> {
     let deadline = Instant::now() + ANSWER;
     Control::connect(control, "handoff swap", deadline)?.status(deadline)
 }
@@ -195,11 +202,15 @@ fn tell_of(recovered: &handoff::supervisor::Recovered) {
 // ---- What to start.
 
 fn spec(args: &Args, running: &Status) -> anyhow::Result<SpawnSpec> {
-    let reuse = args.args.is_empty() && !args.no_reuse_args;
+    let reused = if args.args.is_empty() && !args.no_reuse_args {
+        reuse::of_status(running)?
+    } else {
+        Reused { args: args.args.clone(), directory: None }
+    };
     Ok(SpawnSpec {
         binary: full_path(&args.program)?,
-        args: if reuse { arguments_of(running)? } else { args.args.clone() },
-        directory: if reuse { directory_of(running) } else { None },
+        args: reused.args,
+        directory: reused.directory,
         env: args.env.clone(),
         drain_grace: args.drain_grace,
         deadline: args.deadline,
@@ -208,10 +219,7 @@ fn spec(args: &Args, running: &Status) -> anyhow::Result<SpawnSpec> {
         bake: args.bake,
         guard: args.health.is_some(),
         cgroup: args.cgroup.clone(),
-        output: match args.output {
-            Output::Daemon => supervisor::Output::Incumbents,
-            Output::Own => supervisor::Output::Inherit,
-        },
+        output: args.output.into(),
         ..SpawnSpec::default()
     })
 }
@@ -223,34 +231,6 @@ fn full_path(program: &Path) -> anyhow::Result<PathBuf> {
             .with_context(|| format!("find the full path of {}", program.display()));
     }
     Ok(program.to_owned())
-}
-
-fn arguments_of(running: &Status) -> anyhow::Result<Vec<String>> {
-    let unknown = |why: String| {
-        let detail = format!("{why}; give PROG's arguments after it, or --no-reuse-args for none");
-        anyhow::Error::from(Error::Invalid { detail }).context("learn the daemon's arguments")
-    };
-    let reading = status::reading_of(running).map_err(|e| unknown(e.to_string()))?;
-    match reading.record {
-        Some(_) if reading.args_dropped => Err(unknown("they do not fit into its owner record".to_owned())),
-        Some(record) if record.owner.pid == running.process.pid => Ok(record.owner.args),
-        Some(record) => {
-            let (owner, pid) = (record.owner.pid, running.process.pid);
-            Err(unknown(format!("the owner record is of pid {owner}, and pid {pid} answers")))
-        }
-        None => Err(unknown("there is no owner record".to_owned())),
-    }
-}
-
-/// Its arguments may hold paths that are relative to it.
-fn directory_of(running: &Status) -> Option<PathBuf> {
-    match process::working_directory(running.process.pid) {
-        Ok(directory) => Some(directory),
-        Err(e) => {
-            out::say("swap", "warning", &format!("unable to learn the daemon's working directory: {e}"));
-            None
-        }
-    }
 }
 
 // ---- While it goes on.
@@ -271,7 +251,12 @@ impl Observer {
             timeout: args.health_timeout,
             control: args.control.clone(),
         });
-        Ok(Self { progress: Progress::new(args.progress), signals: signals()?, health, monitor: None })
+        Ok(Self {
+            progress: Progress::new("swap", args.progress),
+            signals: phase::signals()?,
+            health,
+            monitor: None,
+        })
     }
 
     fn observe(&mut self, event: &Event<'_>) -> Wish {
@@ -287,33 +272,6 @@ impl Observer {
             None => Wish::Continue,
         }
     }
-}
-
-fn signals() -> anyhow::Result<Receiver<Termination>> {
-    let mut terminations = Terminations::catch_with_terminal().context("catch signals")?;
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        while let Ok(signal) = terminations.wait() {
-            // The swap is over, and so is the process.
-            let _ = sender.send(signal);
-        }
-    });
-    Ok(receiver)
-}
-
-// ---- The end.
-
-fn report(args: &Args, summary: &Summary) -> anyhow::Result<Exit> {
-    if summary.is_refusal() {
-        out::say("swap", "fatal", &format!("unable to swap the daemon: {}", summary.reason()));
-    }
-    // Whoever reads it may be gone; how it ended is in the exit code too.
-    let _ = match (args.json, summary.is_refusal()) {
-        (true, _) => out::json(summary)?,
-        (false, true) => ControlFlow::Continue(()),
-        (false, false) => out::line(&summary.line())?,
-    };
-    Ok(summary.exit)
 }
 
 #[cfg(test)]

@@ -17,10 +17,16 @@ pub fn end_options(cli: &Command, mut words: Vec<OsString>) -> Vec<OsString> {
 
 fn program_at(cli: &Command, words: &[OsString]) -> Option<usize> {
     let global: Vec<&Arg> = cli.get_arguments().collect();
-    let name = first_operand(words, 1, &global)?;
-    let command = cli.find_subcommand(&words[name]).filter(|command| takes_program(command))?;
-    let options: Vec<&Arg> = command.get_arguments().chain(global).collect();
-    first_operand(words, name + 1, &options)
+    let (mut command, mut from) = (cli, 1);
+    loop {
+        let options: Vec<&Arg> = command.get_arguments().chain(global.iter().copied()).collect();
+        let word = first_operand(words, from, &options)?;
+        match command.find_subcommand(&words[word]) {
+            // `journal begin` is a link, and `journal show` is none.
+            Some(subcommand) => (command, from) = (subcommand, word + 1),
+            None => return takes_program(command).then_some(word),
+        }
+    }
 }
 
 fn takes_program(command: &Command) -> bool {
@@ -64,14 +70,11 @@ fn wants_next(word: &OsStr, options: &[&Arg]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
-    use crate::Cli;
 
     fn ended(line: &str) -> String {
         let words = line.split(' ').map(OsString::from).collect();
-        let words = end_options(&Cli::command(), words);
+        let words = end_options(&crate::definition(None), words);
         words.join(OsStr::new(" ")).to_string_lossy().into_owned()
     }
 
@@ -85,7 +88,15 @@ mod tests {
             ("handoff swap --unknown kvd", "handoff swap --unknown -- kvd"),
             ("handoff swap --json -- -x", "handoff swap --json -- -x"),
             ("handoff swap --json", "handoff swap --json"),
-            ("handoff status --json x", "handoff status --json x"),
+            ("handoff status --json x", "handoff status --json -- x"),
+            ("handoff demo --json x", "handoff demo --json x"),
+            ("handoff journal begin kvd --json", "handoff journal begin -- kvd --json"),
+            (
+                "handoff journal --verbose begin --journal swap kvd",
+                "handoff journal --verbose begin --journal swap -- kvd",
+            ),
+            ("handoff journal timeline x --svg f", "handoff journal timeline x --svg f"),
+            ("handoff lock --wait 1s dir ls -l", "handoff lock --wait 1s -- dir ls -l"),
         ] {
             assert_eq!(ended(line), expected);
         }

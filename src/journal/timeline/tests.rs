@@ -42,6 +42,7 @@ fn begun() -> Record {
         lock_file: None,
         generation: None,
         incumbent: None,
+        by: None,
     };
     record(Actor::Driver, 0, event)
 }

@@ -106,14 +106,11 @@ impl Ended {
     /// Returns what an outcome amounts to.
     pub fn of(outcome: &Outcome) -> Self {
         let kind = match outcome {
-            Outcome::Committed => "committed",
             Outcome::RolledBack(reason) => reason.kind(),
-            Outcome::Refused(_) => "refused",
-            Outcome::NothingServing(_) => "nothing-serving",
-            Outcome::Undecided(_) => "undecided",
+            other => other.name(),
         };
         let reason = match outcome {
-            Outcome::Committed => String::new(),
+            Outcome::Committed | Outcome::Retired => String::new(),
             Outcome::RolledBack(reason) => reason.to_string(),
             Outcome::Refused(refusal) => format!("{refusal:?}"),
             Outcome::NothingServing(detail) | Outcome::Undecided(detail) => detail.clone(),

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use clap::ValueHint;
 use handoff::sys::signals::Terminations;
 
 use crate::exit::Exit;
@@ -43,7 +44,7 @@ pub struct Args {
     json: bool,
 
     /// Keep the data in this directory, which must be new or empty [default: one in the temporary directory]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     data_dir: Option<PathBuf>,
 
     /// Leave the data, the journal and the processes' messages there

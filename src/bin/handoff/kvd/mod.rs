@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
+use clap::ValueHint;
 use handoff::drainable::ReadinessSnapshot;
 use handoff::sys::reactor;
 use handoff::sys::signals::Terminations;
@@ -48,11 +49,11 @@ pub struct Args {
     listen: SocketAddr,
 
     /// Keep the data in this directory
-    #[arg(long, value_name = "DIR", env = "HANDOFF_DATA_DIR")]
+    #[arg(long, value_name = "DIR", env = "HANDOFF_DATA_DIR", hide_env_values = true, value_hint = ValueHint::DirPath)]
     data_dir: PathBuf,
 
     /// Answer drivers on this Unix socket [default: control in the data directory]
-    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL")]
+    #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     control: Option<PathBuf>,
 
     /// Call the listening socket this in the fd table
@@ -240,6 +241,11 @@ fn end(daemon: &Daemon, served: Served) -> anyhow::Result<Exit> {
     match served {
         Served::Committed { handoff } => {
             tracing::info!("handed over in {handoff}");
+            daemon.say_goodbye();
+            Ok(Exit::Done)
+        }
+        Served::Retired { handoff } => {
+            tracing::info!("retired in {handoff}: the data is sealed");
             daemon.say_goodbye();
             Ok(Exit::Done)
         }

@@ -1,18 +1,20 @@
 //! The driver's shell: runs the driver's machine against the control path and a successor that it starts.
 
+mod state;
+
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use crate::channel::{Channel, Incoming};
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::fds::{self, Plan};
-use crate::journal::{Actor, Event as Entry, Journal, Stamp};
-use crate::proto::driver::{Action, Input, Machine, Outcome, Phase, Refusal, Timer};
+use crate::journal::{Actor, Event as Entry, Journal, Requester, Stamp};
+use crate::proto::driver::{Action, Input, Machine, Next, Order, Outcome, Phase, Refusal, Timer};
 use crate::proto::party::{ProcessId, Tree};
 use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Served};
 use crate::proto::{Reason, Terms, Verdict};
@@ -24,6 +26,7 @@ use crate::sys::poll::{self, Want};
 use crate::sys::process::{PidFd, Signal};
 use crate::sys::spawn::{Image, Program, Spawn};
 use crate::sys::{clock, queue, tree, unix};
+pub(crate) use state::{Inheritance, State, Target};
 
 /// How long an answer that needs no work may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -43,7 +46,13 @@ const TICK: Duration = Duration::from_millis(50);
 pub(crate) struct Drive<'a> {
     control: &'a Path,
     spec: SpawnSpec,
-    program: Program,
+    /// What is to be started, until it is.
+    program: Option<Program>,
+    /// The same for those who are told of it, also by a driver that did not start it.
+    target: Target,
+    holds: Holds,
+    /// Whether it returns when the successor serves on trial: a driver has no further role then.
+    leaves_trial: bool,
     listeners: Vec<(String, OwnedFd)>,
     /// Standard output and error for the successor, where they are not ours.
     stdio: Option<[OwnedFd; 2]>,
@@ -82,6 +91,17 @@ pub(crate) struct Drive<'a> {
     warm: bool,
 }
 
+/// What a driver does when it holds between two phases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// It goes on at once.
+    Never,
+    /// It waits until its observer wishes to go on.
+    Asking,
+    /// It returns to its caller.
+    Returning,
+}
+
 /// How often the end of a silence was put off.
 struct Silence {
     /// Until when whoever answers is taken to live.
@@ -94,7 +114,8 @@ struct Silence {
 
 /// The process that was started.
 struct Successor {
-    child: Child,
+    /// Where this process started it.
+    child: Option<Child>,
     /// Of the process that was started: a wrapper, where there is one.
     leader: PidFd,
     tree: Tree,
@@ -105,15 +126,32 @@ struct Successor {
 }
 
 impl<'a> Drive<'a> {
+    /// A driver that starts the successor first, and holds nowhere unless it is asked to.
     pub(crate) fn new(
         control: &'a Path,
-        mut spec: SpawnSpec,
+        spec: SpawnSpec,
         listeners: Vec<(String, OwnedFd)>,
         journal: Option<Journal>,
         observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
     ) -> Result<Self> {
+        let holds = if spec.step { Holds::Asking } else { Holds::Never };
         // Opened before anything is asked of the incumbent, and executed by this descriptor.
         let program = Program::open(&spec.binary)?;
+        let mut drive = Self::without_program(control, spec, Order::Warm, listeners, journal, observer)?;
+        drive.holds = holds;
+        drive.set_program(program);
+        Ok(drive)
+    }
+
+    /// A driver that returns wherever it holds, and has no program to start yet.
+    pub(crate) fn without_program(
+        control: &'a Path,
+        mut spec: SpawnSpec,
+        order: Order,
+        listeners: Vec<(String, OwnedFd)>,
+        journal: Option<Journal>,
+        observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
+    ) -> Result<Self> {
         spec.margin = spec.margin.max(MARGIN_MIN);
         // It is also the incumbent's to find, who may run elsewhere.
         spec.cgroup = spec
@@ -122,11 +160,14 @@ impl<'a> Drive<'a> {
             .transpose()
             .map_err(|e| Error::io("find the control group's directory", e))?;
         let now = Instant::now();
-        let (machine, _) = Machine::start();
+        let (machine, _) = Machine::start(order);
         Ok(Self {
             control,
             spec,
-            program,
+            program: None,
+            target: Target::default(),
+            holds: Holds::Returning,
+            leaves_trial: false,
             listeners,
             stdio: None,
             journal,
@@ -158,8 +199,19 @@ impl<'a> Drive<'a> {
         })
     }
 
+    /// Says what is to be started.
+    pub(crate) fn set_program(&mut self, program: Program) {
+        self.target = Target::of(&program, &self.spec.args);
+        self.program = Some(program);
+    }
+
+    /// Makes it return when the successor serves on trial.
+    pub(crate) fn leave_trial(&mut self) {
+        self.leaves_trial = true;
+    }
+
     pub(crate) fn run(mut self) -> Result<HandoffOutcome> {
-        match self.run_to_end() {
+        match self.take_lease() {
             Ok(()) => self.finish(),
             Err(e) => {
                 // Closing the lease undoes the handoff, and the successor is this driver's to end. One that may serve by now
@@ -175,21 +227,65 @@ impl<'a> Drive<'a> {
         }
     }
 
-    fn run_to_end(&mut self) -> Result<()> {
+    /// Asks for the lease, and goes on until it holds or has ended.
+    pub(crate) fn take_lease(&mut self) -> Result<()> {
         self.connect()?;
-        let (machine, actions) = Machine::start();
+        let (machine, actions) = Machine::start(self.machine.order);
         self.machine = machine;
         self.enter()?;
         for action in actions {
             self.perform(action)?;
         }
-        while !matches!(self.machine.phase, Phase::Done(_)) {
+        self.advance()
+    }
+
+    /// Does the next thing, and goes on until it holds again or has ended.
+    pub(crate) fn go(&mut self, next: Next) -> Result<()> {
+        self.ask_observer();
+        self.look()?;
+        // What was heard may have ended it, or the incumbent: then this is not what is to be done any more.
+        self.inputs.push_back(Input::Go(next));
+        self.advance()
+    }
+
+    /// Undoes the handoff.
+    pub(crate) fn cancel_for(&mut self, detail: &str) -> Result<()> {
+        self.look()?;
+        self.inputs.push_back(Input::Cancel(detail.to_owned()));
+        self.advance()
+    }
+
+    fn advance(&mut self) -> Result<()> {
+        while !self.has_ended() {
             match self.inputs.pop_front() {
                 Some(input) => self.feed(&input)?,
+                None if self.is_held() && self.holds == Holds::Returning => return Ok(()),
+                None if self.leaves_trial && self.machine.phase == Phase::Baking => return Ok(()),
                 None => self.wait()?,
             }
         }
         Ok(())
+    }
+
+    /// Takes in what has arrived while nobody listened.
+    fn look(&mut self) -> Result<()> {
+        self.listen_until(Instant::now())?;
+        while let Some(input) = self.inputs.pop_front() {
+            self.feed(&input)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.machine.phase, Phase::Done(_) | Phase::Became)
+    }
+
+    /// Whether it goes on only when it is told to.
+    fn is_held(&self) -> bool {
+        matches!(
+            self.machine.phase,
+            Phase::Warm | Phase::Prepared | Phase::Drained | Phase::Sealed | Phase::Widowed
+        )
     }
 
     /// Two connections: the lease, which the successor gets, and one that is told the verdict.
@@ -235,6 +331,9 @@ impl<'a> Drive<'a> {
         for action in actions {
             self.perform(action)?;
         }
+        if self.is_held() && self.holds == Holds::Never {
+            self.inputs.push_back(Input::Go(Next::Phase));
+        }
         Ok(())
     }
 
@@ -272,11 +371,15 @@ impl<'a> Drive<'a> {
     }
 
     fn heed(&mut self, wish: Wish) {
-        if let Wish::Cancel(detail) = wish
-            && !self.cancelled
-        {
-            self.cancelled = true;
-            self.inputs.push_back(Input::Cancel(detail));
+        match wish {
+            Wish::Cancel(detail) if !self.cancelled => {
+                self.cancelled = true;
+                self.inputs.push_back(Input::Cancel(detail));
+            }
+            Wish::GoOn if self.is_held() && self.holds == Holds::Asking => {
+                self.inputs.push_back(Input::Go(Next::Phase));
+            }
+            Wish::Continue | Wish::Cancel(_) | Wish::GoOn => {}
         }
     }
 
@@ -289,6 +392,15 @@ impl<'a> Drive<'a> {
         if !self.inputs.is_empty() {
             return Ok(());
         }
+        self.listen_until(self.wake_at())?;
+        // Last: a driver that was stopped for a while finds its answers before it finds that they are late.
+        if self.inputs.is_empty() {
+            self.expire();
+        }
+        Ok(())
+    }
+
+    fn listen_until(&mut self, until: Instant) -> Result<()> {
         let mut sources: Vec<(Source, BorrowedFd<'_>, Want)> = vec![];
         let channels = [(Source::Lease, self.lease.as_ref()), (Source::Watch, self.watch.as_ref())];
         let to_successor = self.successor.as_ref().and_then(|successor| successor.channel.as_ref());
@@ -310,16 +422,11 @@ impl<'a> Drive<'a> {
             sources.push((Source::IncumbentDeath, pidfd.as_fd(), Want::Read));
         }
         let fds: Vec<(BorrowedFd<'_>, Want)> = sources.iter().map(|(_, fd, want)| (*fd, *want)).collect();
-        let ready =
-            poll::wait(&fds, Some(self.wake_at())).map_err(|e| Error::io("wait for the handoff", e))?;
+        let ready = poll::wait(&fds, Some(until)).map_err(|e| Error::io("wait for the handoff", e))?;
         let ready: Vec<Source> =
             sources.iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, ..), _)| *source).collect();
         for source in ready {
             self.attend(source);
-        }
-        // Last: a driver that was stopped for a while finds its answers before it finds that they are late.
-        if self.inputs.is_empty() {
-            self.expire();
         }
         Ok(())
     }
@@ -330,8 +437,17 @@ impl<'a> Drive<'a> {
     }
 
     fn in_gap(&self) -> bool {
-        matches!(self.machine.phase, Phase::Draining | Phase::Sealing | Phase::Deciding | Phase::Orphaned)
-            && self.served.is_none()
+        let is_gap = matches!(
+            self.machine.phase,
+            Phase::Draining
+                | Phase::Drained
+                | Phase::Sealing
+                | Phase::Sealed
+                | Phase::Starting
+                | Phase::Deciding
+                | Phase::Orphaned
+        );
+        is_gap && self.served.is_none()
     }
 
     fn expire(&mut self) {
@@ -355,7 +471,15 @@ impl<'a> Drive<'a> {
     /// An incumbent without a verdict is not a silent one: it may be going back, and its hook may take long. It is asked once
     /// before it is killed; one that hangs, or was stopped, does not answer.
     fn asks_for_sign_of_life(&mut self) -> bool {
-        let is_at_stake = matches!(self.machine.phase, Phase::Sealing | Phase::Deciding | Phase::Baking);
+        let is_at_stake = matches!(
+            self.machine.phase,
+            Phase::Sealing
+                | Phase::Sealed
+                | Phase::Starting
+                | Phase::Retiring
+                | Phase::Deciding
+                | Phase::Baking
+        );
         if !is_at_stake || self.silence.asked || Instant::now() >= self.silence.until {
             return false;
         }
@@ -398,6 +522,11 @@ impl<'a> Drive<'a> {
         if self.ticked.elapsed() < TICK {
             return;
         }
+        self.ask_observer();
+    }
+
+    /// Tells the observer how it stands, and heeds what it wishes.
+    fn ask_observer(&mut self) {
         self.ticked = Instant::now();
         self.ask_status();
         let queue =
@@ -412,7 +541,13 @@ impl<'a> Drive<'a> {
     /// What is left of the time that was asked for; the timers run longer.
     fn left(&self) -> Option<Duration> {
         let until = match self.machine.phase {
-            Phase::Draining | Phase::Sealing | Phase::Deciding => Some(self.deadline),
+            Phase::Draining
+            | Phase::Drained
+            | Phase::Sealing
+            | Phase::Sealed
+            | Phase::Starting
+            | Phase::Retiring
+            | Phase::Deciding => Some(self.deadline),
             Phase::Baking => self.bake_until,
             _ => self.timers.iter().map(|(_, at)| *at).min(),
         };
@@ -620,13 +755,19 @@ impl<'a> Drive<'a> {
 
     fn perform(&mut self, action: Action) -> Result<()> {
         match action {
-            Action::SendPrepare => self.prepare(self.spec.warm_up),
+            Action::SendPrepare => self.prepare(match self.machine.order {
+                Order::Warm => self.spec.warm_up,
+                Order::Cold => self.spec.deadline,
+            }),
             Action::SendTerms => self.prepare(self.spec.deadline),
             Action::SendDrain => {
                 let grace_ms = millis(self.spec.drain_grace);
                 self.say(&Message::Drain { grace_ms });
             }
             Action::SendSeal => self.say(&Message::Seal {}),
+            Action::SendRetire => self.say(&Message::Retire {}),
+            // The caller does it, by executing the program.
+            Action::Become => {}
             Action::SendAbort(reason) => {
                 self.say(&Message::Abort { reason: reason.to_string(), cause: Some(reason) })
             }
@@ -702,7 +843,7 @@ impl<'a> Drive<'a> {
         match phase {
             Phase::Baking => self.spec.bake.unwrap_or_default().saturating_add(self.spec.stand_by),
             // After the incumbent: the successor has to open the data, as after a crash, and to be warm first.
-            Phase::Orphaned if self.warm => self.spec.deadline,
+            Phase::Orphaned if self.warm && self.machine.order == Order::Warm => self.spec.deadline,
             Phase::Orphaned => self.spec.deadline.saturating_add(self.spec.warm_up),
             Phase::Deciding => until_decided.saturating_add(self.spec.stand_by),
             _ => until_decided,
@@ -724,14 +865,15 @@ impl<'a> Drive<'a> {
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let prepared = self.prepared.as_ref().map(|(prepared, _)| prepared);
         let entry = Entry::Begun {
-            binary: Some(self.program.path().to_owned()),
-            args: self.spec.args.clone(),
-            build_id: self.program.build_id().ok(),
+            binary: self.target.binary.clone(),
+            args: self.target.args.clone(),
+            build_id: self.target.build_id.clone(),
             control: self.control.to_owned(),
             data_dir: prepared.map(|prepared| prepared.data_dir.clone().into()),
             incumbent: prepared.map(|prepared| prepared.incumbent.clone()),
             lock_file: prepared.map(|prepared| prepared.lock_file.clone()),
             generation: prepared.map(|prepared| prepared.generation),
+            by: Some(Box::new(Requester::of_this_process())),
         };
         journal.append(&self.handoff, Actor::Driver, entry)?;
         // While the incumbent serves; it is not synced again before the end.
@@ -739,9 +881,12 @@ impl<'a> Drive<'a> {
     }
 
     fn spawn(&mut self) -> Result<Successor> {
+        let Some(program) = &self.program else {
+            return Err(Error::Invalid { detail: "there is no program to start".to_owned() });
+        };
         let (ours, theirs) = unix::pair().map_err(|e| Error::io("make a channel to the successor", e))?;
         let plan = Plan::new(&self.listeners).with(fds::Role::Channel, theirs);
-        let mut image = Image::new(&self.program);
+        let mut image = Image::new(program);
         image.args = self.spec.args.iter().map(OsString::from).collect();
         for (name, value) in &self.spec.env {
             image.env.retain(|(other, _)| other.as_os_str() != name.as_str());
@@ -757,20 +902,21 @@ impl<'a> Drive<'a> {
             (spawn.stdout, spawn.stderr) = (Some(stdout.as_fd()), Some(stderr.as_fd()));
         }
         let child = spawn.spawn()?;
-        let leader = match PidFd::open(child.id()) {
+        let pid = child.id();
+        let leader = match PidFd::open(pid) {
             Ok(leader) => leader,
             Err(e) => {
-                let what = format!("open a pidfd of pid {}", child.id());
+                let what = format!("open a pidfd of pid {pid}");
                 put_down(child);
                 return Err(Error::io(what, e));
             }
         };
         let tree = match &self.spec.cgroup {
             Some(path) => Tree::Cgroup { path: path.clone() },
-            None => Tree::Session { sid: child.id() },
+            None => Tree::Session { sid: pid },
         };
         let mut successor = Successor {
-            child,
+            child: Some(child),
             leader,
             tree,
             channel: Some(Channel::new(ours)),
@@ -781,7 +927,9 @@ impl<'a> Drive<'a> {
             Ok(()) => Ok(successor),
             Err(e) => {
                 successor.kill();
-                put_down(successor.child);
+                if let Some(child) = successor.child {
+                    put_down(child);
+                }
                 Err(e)
             }
         }
@@ -791,16 +939,20 @@ impl<'a> Drive<'a> {
         let (Some((prepared, incumbent)), Some(channel)) = (&self.prepared, &mut successor.channel) else {
             return Err(Error::Invalid { detail: "there is no lease to offer".to_owned() });
         };
-        let offer = Offer {
+        let offer = self.offer_of(prepared, successor.tree.clone());
+        channel.send(&Message::Hello(own_hello("handoff driver", "")?), &[])?;
+        channel.send(&Message::Offer(offer), &[incumbent.as_fd()])
+    }
+
+    fn offer_of(&self, prepared: &Prepared, tree: Tree) -> Offer {
+        Offer {
             handoff: self.handoff.clone(),
             generation: prepared.generation,
             incumbent: prepared.incumbent.clone(),
-            tree: successor.tree.clone(),
+            tree,
             patience_ms: millis(self.spec.deadline),
             margin_ms: millis(self.spec.margin),
-        };
-        channel.send(&Message::Hello(own_hello("handoff driver", "")?), &[])?;
-        channel.send(&Message::Offer(offer), &[incumbent.as_fd()])
+        }
     }
 
     fn pass_lease(&mut self) {
@@ -839,7 +991,7 @@ impl<'a> Drive<'a> {
 
     fn kill_successor(&mut self) {
         if let Some(successor) = &self.successor {
-            tracing::warn!(pid = successor.child.id(), "the successor does not go: killing it");
+            tracing::warn!(pid = successor.leader.pid(), "the successor does not go: killing it");
             successor.kill();
         }
         self.successor_lost();
@@ -854,8 +1006,8 @@ impl<'a> Drive<'a> {
             successor: process.map(|(process, _)| process.clone()),
             generation: Some(prepared.generation),
             program: SuccessorsProgram {
-                binary: Some(self.program.path().to_owned()),
-                build_id: self.program.build_id().ok(),
+                binary: self.target.binary.clone(),
+                build_id: self.target.build_id.clone(),
             },
             superseded: self.superseded,
         }
@@ -863,9 +1015,15 @@ impl<'a> Drive<'a> {
 
     // ---- The end.
 
-    fn finish(mut self) -> Result<HandoffOutcome> {
+    /// Says how it ended.
+    ///
+    /// # Errors
+    ///
+    /// It has not: the lease is closed, and with it the handoff undone.
+    pub(crate) fn finish(mut self) -> Result<HandoffOutcome> {
         let Phase::Done(outcome) = self.machine.phase.clone() else {
-            unreachable!("the loop ends in this phase")
+            let detail = format!("the handoff is not over: it is {}", self.machine.phase.name());
+            return Err(Error::Invalid { detail });
         };
         self.hear_incumbent_out();
         self.measure();
@@ -875,10 +1033,15 @@ impl<'a> Drive<'a> {
         let committed = outcome == Outcome::Committed;
         // Superseded: the data is the successor's, and its program serves, but as the incumbent's process.
         let is_successor = committed && !self.superseded;
-        let child = self.successor.take().and_then(|successor| successor.end(is_successor));
+        let successor = self.successor.take();
+        let pid = successor.as_ref().and_then(|successor| successor.leader.pid()).filter(|_| is_successor);
+        let child = successor.and_then(|successor| successor.end(is_successor));
         Ok(HandoffOutcome {
             handoff_id: self.handoff,
             committed,
+            binary: self.target.binary,
+            args: self.target.args,
+            pid,
             abort_reason: why.map(AbortReason),
             child,
             outcome,
@@ -934,7 +1097,7 @@ impl<'a> Drive<'a> {
         if let Outcome::RolledBack(Reason::SuccessorLost | Reason::LeaseLost) = outcome
             && let Some(successor) = &mut self.successor
             && successor.leader.wait_dead(Instant::now() + LAST_WORDS).unwrap_or(false)
-            && let Ok(Some(status)) = successor.child.try_wait()
+            && let Some(status) = successor.reap()
         {
             return Some(format!("the successor died ({status})"));
         }
@@ -949,8 +1112,8 @@ impl<'a> Drive<'a> {
                     Some(served) if !self.superseded => served.generation,
                     _ => self.parties().record().map_or(0, |record| record.generation),
                 },
-                binary: self.program.path().to_owned(),
-                args: self.spec.args.clone(),
+                binary: self.target.binary.clone().unwrap_or_default(),
+                args: self.target.args.clone(),
                 build_id: self
                     .successor
                     .as_ref()
@@ -960,6 +1123,7 @@ impl<'a> Drive<'a> {
             Outcome::RolledBack(reason) => {
                 Entry::RolledBack { reason: why.unwrap_or_else(|| reason.to_string()) }
             }
+            Outcome::Retired => Entry::Retired,
             Outcome::Refused(_) => return,
             Outcome::NothingServing(detail) | Outcome::Undecided(detail) => {
                 Entry::Undecided { detail: detail.clone() }
@@ -995,15 +1159,23 @@ impl Successor {
     /// Hands the child over if it serves. Otherwise it has ended, and what it has started ends too.
     fn end(mut self, serves: bool) -> Option<Child> {
         if serves {
-            return Some(self.child);
+            return self.child;
         }
         if !self.leader.wait_dead(Instant::now() + DISMISSAL).unwrap_or(false) {
-            tracing::warn!(pid = self.child.id(), "the successor does not go: killing it");
+            tracing::warn!(pid = self.leader.pid(), "the successor does not go: killing it");
         }
         self.kill();
         // Reaps it; if it still lives, somebody else has to.
-        let _ = self.child.try_wait();
+        let _ = self.reap();
         None
+    }
+
+    /// Returns how it ended, where it is this process's child and has ended.
+    fn reap(&mut self) -> Option<ExitStatus> {
+        match &mut self.child {
+            Some(child) => child.try_wait().ok().flatten(),
+            None => self.leader.try_reap().ok().flatten(),
+        }
     }
 
     fn kill(&self) {

@@ -1,0 +1,359 @@
+//! A handoff phase by phase: what the links of a chain of commands use, and drivers that stop between phases.
+//!
+//! A driver takes the lease ([`Steps::begin`], [`Steps::begin_warm`]) or finds it in the chain that it inherited ([`Steps::resume`]), does
+//! a phase or several, and then either ends the handoff or [hands it over](Steps::hand_over) to the next link.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::chain::{Chain, ID_VAR, JOURNAL_VAR};
+use crate::channel::Channel;
+use crate::drive::{Drive, Inheritance, State};
+use crate::error::{Error, Result};
+use crate::fds::Role;
+use crate::journal::Journal;
+pub use crate::proto::driver::{Next, Order};
+use crate::supervisor::{Event, HandoffOutcome, SpawnSpec, Wish};
+use crate::sys::memory;
+use crate::sys::process::PidFd;
+use crate::sys::spawn::Program;
+
+/// How long the incumbent may take to give its listening sockets.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// A handoff in progress, whose lease this process holds.
+///
+/// Dropping it closes this process's copy of the lease; if that is the last one, the handoff is undone.
+pub struct Steps<'a> {
+    drive: Drive<'a>,
+}
+
+/// What came of [`Steps::hand_over`].
+pub enum HandedOver<'a> {
+    /// The chain holds it now.
+    Yes,
+    /// It ended at the last moment.
+    Ended(Box<Steps<'a>>),
+}
+
+/// What is known of the handoff in a chain.
+#[derive(Clone, Debug)]
+pub struct Inherited {
+    /// Its id.
+    pub handoff: String,
+    /// Where it holds: `prepared`, `warm`, `drained`, `sealed` or `widowed`; or how it ended.
+    pub phase: String,
+    /// Whether a successor waits.
+    pub has_successor: bool,
+    /// The incumbent's data directory and the lock file in it.
+    pub lock_file: PathBuf,
+    /// The incumbent's pid.
+    pub incumbent: u32,
+    /// What was agreed on with whoever took the lease.
+    pub spec: SpawnSpec,
+}
+
+impl Inherited {
+    /// Whether the handoff is not over, and the lease is still this chain's to go on with.
+    pub fn is_held(&self) -> bool {
+        ["prepared", "warm", "drained", "sealed", "widowed"].contains(&self.phase.as_str())
+    }
+}
+
+impl<'a> Steps<'a> {
+    /// Takes the lease, without a successor: the incumbent is to seal first. It holds as `prepared`.
+    ///
+    /// # Errors
+    ///
+    /// Nobody answers at the control path, or a descriptor of the chain cannot be used. A refusal is an outcome.
+    pub fn begin(
+        control: &'a Path,
+        spec: SpawnSpec,
+        chain: &Chain,
+        observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
+    ) -> Result<Self> {
+        let mut drive = Drive::without_program(
+            control,
+            spec,
+            Order::Cold,
+            listeners_of(chain)?,
+            journal_of(chain)?,
+            observer,
+        )?;
+        name(&mut drive, chain);
+        drive.take_lease()?;
+        Ok(Self { drive })
+    }
+
+    /// Goes on with the handoff whose lease the chain holds, or takes the lease without a successor.
+    ///
+    /// # Errors
+    ///
+    /// As [`resume`](Self::resume) and [`begin`](Self::begin).
+    pub fn resume_or_begin(
+        control: &'a Path,
+        spec: SpawnSpec,
+        chain: &Chain,
+        observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
+    ) -> Result<Self> {
+        if chain.get(&Role::State).is_none() {
+            return Self::begin(control, spec, chain, observer);
+        }
+        let resumed = Self::resume(control, spec, chain, observer)?;
+        resumed.ok_or_else(|| Error::Invalid { detail: "the chain's state is gone".to_owned() })
+    }
+
+    /// Takes the lease, starts the successor, and waits until it is warm. It holds as `warm`.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin`](Self::begin).
+    pub fn begin_warm(
+        control: &'a Path,
+        spec: SpawnSpec,
+        program: Program,
+        chain: &Chain,
+        observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
+    ) -> Result<Self> {
+        let mut drive = Drive::without_program(
+            control,
+            spec,
+            Order::Warm,
+            listeners_of(chain)?,
+            journal_of(chain)?,
+            observer,
+        )?;
+        drive.set_program(program);
+        name(&mut drive, chain);
+        drive.take_lease()?;
+        Ok(Self { drive })
+    }
+
+    /// Goes on with the handoff whose lease the chain holds; nothing where it holds none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] where the handoff is over already; a descriptor of the chain that is missing or cannot be used.
+    pub fn resume(
+        control: &'a Path,
+        spec: SpawnSpec,
+        chain: &Chain,
+        observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
+    ) -> Result<Option<Self>> {
+        let Some(state) = state_of(chain)? else { return Ok(None) };
+        let inherited = Inheritance {
+            lease: copy(chain, &Role::Lease)?.map(Channel::new),
+            incumbent: pidfd_of(chain)?,
+            successor: copy(chain, &Role::Successor)?.map(Channel::new),
+        };
+        let order = state.order();
+        let listeners = listeners_of(chain)?;
+        let mut drive =
+            Drive::without_program(control, spec, order, listeners, journal_of(chain)?, observer)?;
+        drive.take_up(state, inherited)?;
+        Ok(Some(Self { drive }))
+    }
+
+    /// Returns where it holds, or the last phase that it came to.
+    pub fn phase(&self) -> &'static str {
+        self.drive.phase_name()
+    }
+
+    /// Whether it is over: how is what [`finish`](Self::finish) says.
+    pub fn has_ended(&self) -> bool {
+        self.drive.has_ended()
+    }
+
+    /// Does the next thing, and goes on until it holds again or is over.
+    ///
+    /// # Errors
+    ///
+    /// The journal cannot be written before anything has changed, or a system call fails.
+    pub fn go(&mut self, next: Next) -> Result<()> {
+        self.drive.go(next)
+    }
+
+    /// Starts the successor after the seal, passes the lease on, and goes on until the handoff is over.
+    ///
+    /// # Errors
+    ///
+    /// As [`go`](Self::go), and the incumbent does not give its listening sockets.
+    pub fn spawn(&mut self, program: Program) -> Result<()> {
+        self.drive.set_program(program);
+        self.drive.fetch_for_spawn()?;
+        self.drive.go(Next::Spawn)
+    }
+
+    /// Makes [`go`](Self::go) return when the successor serves on trial, as `baking`: the trial ends without this process.
+    pub fn leave_trial(&mut self) {
+        self.drive.leave_trial();
+    }
+
+    /// Undoes the handoff.
+    ///
+    /// # Errors
+    ///
+    /// A system call fails.
+    pub fn cancel(&mut self, detail: &str) -> Result<()> {
+        self.drive.cancel_for(detail)
+    }
+
+    /// Says how it ended, and tells those who share the chain.
+    ///
+    /// # Errors
+    ///
+    /// It has not ended.
+    pub fn finish(self, chain: &Chain) -> Result<HandoffOutcome> {
+        self.tell(chain)?;
+        self.drive.finish()
+    }
+
+    /// Tells those who share the chain how far it has come.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub fn tell(&self, chain: &Chain) -> Result<()> {
+        match (self.drive.state(), chain.get(&Role::State)) {
+            (Some(state), Some(fd)) => {
+                memory::replace(fd, &json(&state)?).map_err(|e| Error::io("write the chain's state", e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts all that the next link needs into the chain.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`] where a peer has sent half a message; EMFILE and ENOMEM.
+    pub fn hand_over(mut self, chain: &mut Chain) -> Result<HandedOver<'a>> {
+        // It listens once more, and that may have ended it.
+        let Some((state, Inheritance { lease, incumbent, successor })) = self.drive.leave()? else {
+            return Ok(HandedOver::Ended(Box::new(self)));
+        };
+        let text = json(&state)?;
+        match chain.get(&Role::State) {
+            Some(fd) => memory::replace(fd, &text).map_err(|e| Error::io("write the chain's state", e))?,
+            None => {
+                let fd = memory::create("handoff-state", &text)
+                    .map_err(|e| Error::io("make the chain's state", e))?;
+                chain.add(Role::State, fd);
+            }
+        }
+        chain.set_var(ID_VAR, state.handoff);
+        let parts = [
+            (Role::Lease, lease.map(Channel::into_socket)),
+            (Role::Incumbent, Some(OwnedFd::from(incumbent))),
+            (Role::Successor, successor.map(Channel::into_socket)),
+        ];
+        for (role, fd) in parts {
+            // What is there already is a copy of the same; what is gone must not be handed on.
+            let _old = chain.take(&role);
+            if let Some(fd) = fd {
+                chain.add(role, fd);
+            }
+        }
+        Ok(HandedOver::Yes)
+    }
+
+    /// Becomes the successor: the program finds an offer, `begin` and the lease waiting in its channel, whose other end is closed. If that fails, the
+    /// handoff is undone when this process ends.
+    ///
+    /// # Errors
+    ///
+    /// Returns only then.
+    pub fn exec_successor(mut self, mut chain: Chain, program: &Program, args: &[OsString]) -> Error {
+        match self.prepare_successor(&mut chain) {
+            Ok(()) => {
+                drop(self);
+                chain.exec(program, args)
+            }
+            Err(e) => e,
+        }
+    }
+
+    fn prepare_successor(&mut self, chain: &mut Chain) -> Result<()> {
+        if chain.listeners().next().is_none() {
+            for (name, fd) in self.drive.fetch_listeners(Instant::now() + ANSWER)? {
+                chain.add_listener(&name, fd)?;
+            }
+        }
+        self.drive.go(Next::Become)?;
+        let channel = self.drive.fill_channel()?;
+        // The lock is to be taken once the incumbent has let go, and the rest is a driver's.
+        chain.retain(|role| matches!(role, Role::Listener(_)));
+        chain.add(Role::Channel, channel);
+        chain.unset_var(ID_VAR);
+        chain.unset_var(JOURNAL_VAR);
+        Ok(())
+    }
+}
+
+/// Returns what the chain knows of a handoff in progress.
+///
+/// # Errors
+///
+/// The state that was inherited cannot be read.
+pub fn inherited(chain: &Chain) -> Result<Option<Inherited>> {
+    let Some(state) = state_of(chain)? else { return Ok(None) };
+    Ok(Some(Inherited {
+        handoff: state.handoff.clone(),
+        phase: state.phase.clone(),
+        has_successor: chain.get(&Role::Successor).is_some(),
+        lock_file: Path::new(&state.prepared.data_dir).join(&state.prepared.lock_file),
+        incumbent: state.prepared.incumbent.pid,
+        spec: state.spec(),
+    }))
+}
+
+fn state_of(chain: &Chain) -> Result<Option<State>> {
+    let Some(fd) = chain.get(&Role::State) else { return Ok(None) };
+    let text = memory::read(fd).map_err(|e| Error::io("read the chain's state", e))?;
+    let state = serde_json::from_slice(&text).map_err(|e| Error::Invalid {
+        detail: format!(
+            "the chain's state cannot be read ({e}): another command of this chain is at work, or another release wrote it"
+        ),
+    })?;
+    Ok(Some(state))
+}
+
+fn json(state: &State) -> Result<Vec<u8>> {
+    serde_json::to_vec(state).map_err(|e| Error::io("write the chain's state", std::io::Error::from(e)))
+}
+
+fn copy(chain: &Chain, role: &Role) -> Result<Option<OwnedFd>> {
+    let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
+    chain.get(role).map(copy).transpose().map_err(|e| Error::io(format!("copy the {role}"), e))
+}
+
+fn pidfd_of(chain: &Chain) -> Result<PidFd> {
+    let fd = copy(chain, &Role::Incumbent)?.ok_or_else(|| Error::Invalid {
+        detail: "the chain holds a handoff's state, but not the incumbent's pidfd".to_owned(),
+    })?;
+    PidFd::from_fd(fd).map_err(|e| Error::io("use the incumbent's pidfd", e))
+}
+
+/// A handoff that was written down goes by the id that it was given there.
+fn name(drive: &mut Drive<'_>, chain: &Chain) {
+    let id = std::env::var(ID_VAR).ok().filter(|_| chain.get(&Role::Journal).is_some());
+    if let Some(id) = id {
+        drive.name_as(id);
+    }
+}
+
+fn listeners_of(chain: &Chain) -> Result<Vec<(String, OwnedFd)>> {
+    let copied: std::io::Result<_> =
+        chain.listeners().map(|(name, fd)| Ok((name.to_owned(), fd.as_fd().try_clone_to_owned()?))).collect();
+    copied.map_err(|e| Error::io("copy the listening sockets", e))
+}
+
+fn journal_of(chain: &Chain) -> Result<Option<Journal>> {
+    let Some(fd) = copy(chain, &Role::Journal)? else { return Ok(None) };
+    let path = std::env::var_os(JOURNAL_VAR).ok_or_else(|| Error::Invalid {
+        detail: format!("a journal was inherited, but {JOURNAL_VAR} does not say which"),
+    })?;
+    Journal::adopt(fd, path).map(Some)
+}
