@@ -15,6 +15,7 @@ mod program;
 pub mod queue;
 pub mod random;
 pub mod reactor;
+pub mod reexec;
 pub mod signals;
 pub mod socket;
 pub mod spawn;

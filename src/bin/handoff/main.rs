@@ -131,6 +131,10 @@ const DEFINITIONS: [(&str, Augment); 12] = [
 ];
 
 fn main() -> ExitCode {
+    // First of all: what is not touched in a holder is not in its memory.
+    if let Some(exit) = hold_fds::resume() {
+        return exit.into();
+    }
     let words: Vec<OsString> = std::env::args_os().collect();
     let command = match lock::Args::plain(&words) {
         Some(args) => Command::Lock(args),
