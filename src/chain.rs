@@ -184,6 +184,11 @@ impl Chain {
         self.held.retain(|(role, _)| keep(role));
     }
 
+    /// Returns whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// Returns the listening sockets and their names, in the order in which they were added.
     pub fn listeners(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
         self.held.iter().filter_map(|(role, fd)| match role {

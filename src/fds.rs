@@ -202,6 +202,18 @@ pub fn take() -> Result<Vec<(Role, OwnedFd)>> {
     }
 }
 
+/// Takes the listening sockets of a table, each verified.
+pub(crate) fn adopt_listeners(table: &str) -> Result<Vec<(String, OwnedFd)>> {
+    let entries = parse(table)?.into_iter().map(adopt);
+    entries
+        .filter_map(|adopted| match adopted {
+            Ok((Role::Listener(name), fd)) => Some(Ok((name, fd))),
+            Ok(_) => None,
+            Err(e) => Some(Err(e)),
+        })
+        .collect()
+}
+
 fn adopt(entry: Entry) -> Result<(Role, OwnedFd)> {
     let name = entry.role.to_string();
     let number = entry.number;

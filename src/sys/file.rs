@@ -91,7 +91,6 @@ pub(crate) fn set_cloexec(fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Lets the descriptor pass through exec.
-#[cfg(test)]
 pub(crate) fn clear_cloexec(fd: BorrowedFd<'_>) {
     fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).expect("the descriptor is open");
 }

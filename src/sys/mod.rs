@@ -16,6 +16,7 @@ mod program;
 pub mod queue;
 pub mod random;
 pub mod reactor;
+pub mod reexec;
 pub mod resources;
 pub mod signals;
 pub mod socket;

@@ -177,6 +177,18 @@ pub fn peer_cred(fd: BorrowedFd<'_>) -> io::Result<PeerCred> {
     Ok(PeerCred { pid: u32::try_from(cred.pid()).unwrap_or(0), uid: cred.uid(), gid: cred.gid() })
 }
 
+/// Returns the supplementary groups of the peer of a connected Unix socket (SO_PEERGROUPS); none where they are more than a thousand.
+pub fn peer_groups(fd: BorrowedFd<'_>) -> Vec<u32> {
+    let Ok((groups, length)) = super::socket::option(fd, libc::SOL_SOCKET, SO_PEERGROUPS, [0u8; 4096]) else {
+        return vec![];
+    };
+    let (words, _) = groups[..length].as_chunks();
+    words.iter().map(|word| u32::from_ne_bytes(*word)).collect()
+}
+
+/// From asm-generic/socket.h.
+const SO_PEERGROUPS: libc::c_int = 59;
+
 /// Returns the id of this boot, a UUID: see `/proc/sys/kernel/random/boot_id` in random(4).
 pub fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned())

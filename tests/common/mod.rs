@@ -135,7 +135,7 @@ struct Written {
 }
 
 impl Lines {
-    fn of(stderr: ChildStderr) -> Self {
+    pub fn of(stderr: ChildStderr) -> Self {
         let lines = Self(Arc::default());
         let theirs = lines.clone();
         std::thread::spawn(move || {

@@ -202,7 +202,7 @@ fn gunicorn_serves_on_our_socket() {
         .arg(dir.path())
         .arg("app:app")
         .current_dir(dir.path());
-    let _gunicorn = Killed(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let mut gunicorn = Killed(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     // The socket is there before gunicorn is, and the queue holds the client until it accepts.
     eventually("the socket is bound", || path.exists());
     let mut client = UnixStream::connect(&path).unwrap();
@@ -211,6 +211,9 @@ fn gunicorn_serves_on_our_socket() {
     let mut answer = String::new();
     client.read_to_string(&mut answer).unwrap();
     assert!(answer.contains("200 OK") && answer.contains("from gunicorn"), "{answer}");
+    // It ends its workers when it is asked to end.
+    said(Command::new("kill").args(["-TERM", &gunicorn.0.id().to_string()]));
+    wait_for_exit(&mut gunicorn.0);
 }
 
 #[test]

@@ -137,6 +137,10 @@ const DEFINITIONS: [(&str, Augment); 12] = [
 handoff::program!(|| main() as u8);
 
 fn main() -> Exit {
+    // First of all: what is not touched in a holder is not in its memory.
+    if let Some(exit) = hold_fds::resume() {
+        return exit;
+    }
     let words: Vec<OsString> = std::env::args_os().collect();
     if let Some(args) = lock::Args::plain(&words) {
         return lock::run(&args).unwrap_or_else(|e| exit::fatal("lock", &e));

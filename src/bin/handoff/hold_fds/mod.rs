@@ -1,3 +1,5 @@
+mod holder;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -11,13 +13,16 @@ use handoff::fds::{self, Role};
 use handoff::listen::{self, Listen};
 
 use crate::exit::{self, Exit};
-use crate::link::Next;
+use crate::link::{Next, Opened};
 use crate::{duration, logging};
 
 /// Open listening sockets and become the next program, which has them
 ///
 /// A socket whose name came from elsewhere already is not bound: so the same command line starts the first daemon, and
 /// its successor beside it.
+///
+/// With --serve PATH no program follows: this process stays, as small as can be, and gives copies of the sockets to those that come
+/// with --from PATH. SIGHUP makes it become the program at its own path anew, with all its sockets.
 ///
 /// ADDRESS is IP:PORT, [IPv6]:PORT, :PORT for every address of both families, localhost:PORT, a range of ports (a socket each, called
 /// NAME.PORT), any of these after tcp4:, tcp6:, udp:, udp4: or udp6:, or unix:PATH, seqpacket:PATH, datagram:PATH, unix:@NAME.
@@ -37,6 +42,46 @@ pub struct Args {
     /// Fetch copies of the sockets of the daemon that serves; with --listen, bind where none does
     #[arg(long)]
     from_incumbent: bool,
+
+    /// Fetch copies of the sockets of the holder at this path; with --listen, bind where there is none
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
+    from: Option<PathBuf>,
+
+    /// Print what the holder has: name, kind, address
+    #[arg(long, requires = "from", conflicts_with_all = ["serve", "store", "forget", "listen", "inherit", "from_incumbent"])]
+    list: bool,
+
+    /// Print one JSON array
+    #[arg(long, requires = "list")]
+    json: bool,
+
+    /// Make the holder close this socket; may be given several times
+    #[arg(long, value_name = "NAME", requires = "from", conflicts_with_all = ["serve", "store", "listen", "inherit", "from_incumbent"])]
+    forget: Vec<String>,
+
+    /// Give copies of the sockets to the holder at this path
+    #[arg(long, value_name = "PATH", conflicts_with = "serve", value_hint = clap::ValueHint::FilePath)]
+    store: Option<PathBuf>,
+
+    /// Let those that are stored take the place of others of their names
+    #[arg(long, requires = "store")]
+    replace: bool,
+
+    /// Stay, and give copies of the sockets to those that come to this path
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
+    serve: Option<PathBuf>,
+
+    /// Let this user, or :GROUP, list sockets and have copies, beside root and the holder's own user
+    #[arg(long, value_name = "WHO", requires = "serve")]
+    allow: Vec<String>,
+
+    /// Let this user, or :GROUP, store and remove sockets too
+    #[arg(long, value_name = "WHO", requires = "serve")]
+    allow_store: Vec<String>,
+
+    /// Write a newline to this descriptor and close it when the holder is ready, as s6 expects
+    #[arg(long, value_name = "NUMBER", requires = "serve")]
+    ready_fd: Option<i32>,
 
     /// Call the socket that came as OLD by this name: its name, its number or its address
     #[arg(long, value_name = "NAME=OLD", value_parser = parse_name)]
@@ -73,12 +118,23 @@ pub struct Args {
 const EXAMPLES: &str = "
   exec handoff hold-fds --listen http=0.0.0.0:8080 -- handoff lock /var/lib/kv -- kvd
   exec handoff hold-fds --listen http=:80,backlog=4096 --listen admin=unix:/run/kv/admin,mode=660,group=adm -- kvd
+  handoff hold-fds --serve /run/kv/holder --listen http=:80             # stays
+  exec handoff hold-fds --from /run/kv/holder -- handoff lock /var/lib/kv -- kvd
+  handoff hold-fds --from /run/kv/holder --list
   handoff hold-fds --from-incumbent -- handoff drain --grace 25s -- handoff exec-successor kvd-v2";
 
 /// Opens the sockets and hands them on.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     logging::quietly("hold-fds");
-    let next = match args.next.require("hold-fds", "the sockets live as long as they are open") {
+    if let Some(path) = &args.from {
+        if args.list {
+            return holder::list(args, path);
+        }
+        if !args.forget.is_empty() {
+            return holder::forget(args, path);
+        }
+    }
+    let next = match open_next(args) {
         Ok(next) => next,
         Err(exit) => return Ok(exit),
     };
@@ -91,6 +147,9 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     if args.from_incumbent {
         fetch_from_incumbent(args, &mut chain)?;
     }
+    if let Some(path) = &args.from {
+        holder::fetch(args, path, &mut chain)?;
+    }
     for (name, old) in &args.name {
         chain.rename_listener(name, old)?;
     }
@@ -98,13 +157,36 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         chain.add_listener(&name, socket)?;
     }
     select(args, &mut chain)?;
-    if chain.listeners().next().is_none() {
+    if chain.listeners().next().is_none() && args.serve.is_none() {
         return Err(exit::attempt(nothing(args, stray), "pass on any socket"));
     }
     if let Some(layout) = layout(args, &chain)? {
         chain.set_layout(layout);
     }
-    Ok(next.exec("hold-fds", &chain))
+    if let Some(path) = &args.store {
+        holder::store(args, path, &chain)?;
+    }
+    if let Some(path) = &args.serve {
+        return holder::serve(args, path, chain);
+    }
+    Ok(next.map_or(Exit::Done, |next| next.exec("hold-fds", &chain)))
+}
+
+/// Opens the program that follows: it must, unless the sockets are left with a holder.
+fn open_next(args: &Args) -> Result<Option<Opened>, Exit> {
+    if args.serve.is_some() && !args.next.is_empty() {
+        let detail = "no program follows --serve: this process stays".to_owned();
+        return Err(exit::fatal("hold-fds", &exit::attempt(Error::Invalid { detail }, "stay as a holder")));
+    }
+    if args.serve.is_some() || (args.store.is_some() && args.next.is_empty()) {
+        return Ok(None);
+    }
+    args.next.require("hold-fds", "the sockets live as long as they are open").map(Some)
+}
+
+/// Goes on as the holder that this process has been, if it was one.
+pub fn resume() -> Option<Exit> {
+    holder::resume()
 }
 
 /// Leaves out what was not asked for.
