@@ -343,13 +343,86 @@ _handoff() {
             return 0
             ;;
         handoff__subcmd__hold__subcmd__fds)
-            opts="-h --listen --inherit --from-incumbent --name --only --as --fd --stdin --control --timeout --verbose --help"
+            opts="-h --listen --inherit --from-incumbent --from --list --json --forget --store --replace --serve --allow --allow-store --ready-fd --name --only --as --fd --stdin --control --timeout --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --listen)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --from)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --forget)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --store)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --serve)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --allow)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --allow-store)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --ready-fd)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
@@ -1065,7 +1138,7 @@ _handoff_takes_value() {
         'status,--control' | 'status,--data-dir' | 'status,--timeout') return 0 ;;
         'commit,--control' | 'commit,--timeout' | 'commit,--progress') return 0 ;;
         'abort,--control' | 'abort,--timeout' | 'abort,--reason') return 0 ;;
-        'hold-fds,--listen' | 'hold-fds,--name' | 'hold-fds,--only' | 'hold-fds,--as' | 'hold-fds,--fd' | 'hold-fds,--stdin' | 'hold-fds,--control' | 'hold-fds,--timeout') return 0 ;;
+        'hold-fds,--listen' | 'hold-fds,--from' | 'hold-fds,--forget' | 'hold-fds,--store' | 'hold-fds,--serve' | 'hold-fds,--allow' | 'hold-fds,--allow-store' | 'hold-fds,--ready-fd' | 'hold-fds,--name' | 'hold-fds,--only' | 'hold-fds,--as' | 'hold-fds,--fd' | 'hold-fds,--stdin' | 'hold-fds,--control' | 'hold-fds,--timeout') return 0 ;;
         'lock,--wait' | 'lock,--lock-file' | 'lock,--progress') return 0 ;;
         'drain,--control' | 'drain,--progress' | 'drain,--grace' | 'drain,--deadline' | 'drain,--stand-by' | 'drain,--bake') return 0 ;;
         'seal,--control' | 'seal,--progress') return 0 ;;

@@ -91,6 +91,13 @@ complete -c handoff -n "__fish_handoff_using_subcommand abort" -l json -d 'Print
 complete -c handoff -n "__fish_handoff_using_subcommand abort" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand abort" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l listen -d 'Bind a socket and call it NAME; may be given several times' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l from -d 'Fetch copies of the sockets of the holder at this path; with --listen, bind where there is none' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l forget -d 'Make the holder close this socket; may be given several times' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l store -d 'Give copies of the sockets to the holder at this path' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l serve -d 'Stay, and give copies of the sockets to those that come to this path' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l allow -d 'Let this user, or :GROUP, list sockets and have copies, beside root and the holder\'s own user' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l allow-store -d 'Let this user, or :GROUP, store and remove sockets too' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l ready-fd -d 'Write a newline to this descriptor and close it when the holder is ready, as s6 expects' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l name -d 'Call the socket that came as OLD by this name: its name, its number or its address' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l only -d 'Pass on this socket and no other; may be given several times' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l as -d 'Tell the program of its sockets so: listen-fds (the default), server-starter, einhorn, s6 or nginx; may be given several times' -r -f -a "listen-fds\t''
@@ -104,6 +111,9 @@ complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l control -d 
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l timeout -d 'Wait so long for an answer' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l inherit -d 'Take the sockets that a service manager passed, and make sure that they listen'
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l from-incumbent -d 'Fetch copies of the sockets of the daemon that serves; with --listen, bind where none does'
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l list -d 'Print what the holder has: name, kind, address'
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l json -d 'Print one JSON array'
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l replace -d 'Let those that are stored take the place of others of their names'
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand lock" -l wait -d 'Wait so long while another process has the lock, or `forever`, instead of failing at once' -r -f
@@ -222,7 +232,7 @@ function __handoff_takes_value
             return 0
         case 'abort,--control' 'abort,--timeout' 'abort,--reason'
             return 0
-        case 'hold-fds,--listen' 'hold-fds,--name' 'hold-fds,--only' 'hold-fds,--as' 'hold-fds,--fd' 'hold-fds,--stdin' 'hold-fds,--control' 'hold-fds,--timeout'
+        case 'hold-fds,--listen' 'hold-fds,--from' 'hold-fds,--forget' 'hold-fds,--store' 'hold-fds,--serve' 'hold-fds,--allow' 'hold-fds,--allow-store' 'hold-fds,--ready-fd' 'hold-fds,--name' 'hold-fds,--only' 'hold-fds,--as' 'hold-fds,--fd' 'hold-fds,--stdin' 'hold-fds,--control' 'hold-fds,--timeout'
             return 0
         case 'lock,--wait' 'lock,--lock-file' 'lock,--progress'
             return 0
