@@ -91,6 +91,15 @@ complete -c handoff -n "__fish_handoff_using_subcommand abort" -l json -d 'Print
 complete -c handoff -n "__fish_handoff_using_subcommand abort" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand abort" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l listen -d 'Bind a socket and call it NAME; may be given several times' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l name -d 'Call the socket that came as OLD by this name: its name, its number or its address' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l only -d 'Pass on this socket and no other; may be given several times' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l as -d 'Tell the program of its sockets so: listen-fds (the default), server-starter, einhorn, s6 or nginx; may be given several times' -r -f -a "listen-fds\t''
+server-starter\t''
+einhorn\t''
+s6\t''
+nginx\t''"
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l fd -d 'Put a socket at this descriptor' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l stdin -d 'Make a socket the program\'s standard input' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l control -d 'The control socket of the daemon that serves [default: control in the data directory]' -r -F
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l timeout -d 'Wait so long for an answer' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l inherit -d 'Take the sockets that a service manager passed, and make sure that they listen'
@@ -163,7 +172,7 @@ complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from record" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from record" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from show" -l journal -d 'Read this journal' -r -F
-complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from show" -l handoff -d 'Show only this handoff' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from show" -l handoff -d 'Show only this handoff, by its id or the beginning of it' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from show" -s f -l follow -d 'Go on showing what is added'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from show" -l json -d 'Print each record as it stands in the file, a JSON object a line'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from show" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
@@ -181,8 +190,10 @@ complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from timeline" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -l journal -d 'Read this journal' -r -F
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -l control -d 'Ask the daemon at this Unix socket [default: the one that the journal names]' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -l wait -d 'Ask for so long about a handoff that is still going on' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -s h -l help -d 'Print help'
+complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from repair" -l journal -d 'Repair this journal' -r -F
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from repair" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from repair" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l listen -d 'Listen on this address' -r -f
@@ -194,7 +205,7 @@ complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l max-clients -d '
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l max-memory -d 'Refuse writes when the data takes more than this' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l version-label -d 'Call this build so in INFO and in handoffs' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l compact-from -d 'Compact a log of at least so many bytes when less than half of it is live' -r -f
-complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l fail -d 'Fail on purpose, for demonstrations and tests: crash-at-start, exit-while-warm, hang-while-warm, crash-after-begin, hang-after-begin, slow-open-ms=N, stale, unhealthy, crash-when-ready, crash-after-serving-ms=N, fail-drain, fail-seal, lose-a-write' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l fail -d 'Fail on purpose, for demonstrations and tests: crash-at-start, exit-while-warm, hang-while-warm, crash-after-begin, hang-after-begin, slow-open-ms=N, stale, unhealthy, crash-when-ready, crash-after-serving-ms=N, slow-drain-ms=N, slow-seal-ms=N, fail-drain, fail-seal, lose-a-write' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -s h -l help -d 'Print help (see more with \'--help\')'
 
@@ -211,7 +222,7 @@ function __handoff_takes_value
             return 0
         case 'abort,--control' 'abort,--timeout' 'abort,--reason'
             return 0
-        case 'hold-fds,--listen' 'hold-fds,--control' 'hold-fds,--timeout'
+        case 'hold-fds,--listen' 'hold-fds,--name' 'hold-fds,--only' 'hold-fds,--as' 'hold-fds,--fd' 'hold-fds,--stdin' 'hold-fds,--control' 'hold-fds,--timeout'
             return 0
         case 'lock,--wait' 'lock,--lock-file' 'lock,--progress'
             return 0
@@ -231,7 +242,9 @@ function __handoff_takes_value
             return 0
         case 'journal timeline,--journal' 'journal timeline,--svg' 'journal timeline,--trace'
             return 0
-        case 'journal resume,--journal' 'journal resume,--control'
+        case 'journal resume,--journal' 'journal resume,--control' 'journal resume,--wait'
+            return 0
+        case 'journal repair,--journal'
             return 0
         case 'kvd,--listen' 'kvd,--data-dir' 'kvd,--control' 'kvd,--name' 'kvd,--shards' 'kvd,--max-clients' 'kvd,--max-memory' 'kvd,--version-label' 'kvd,--compact-from' 'kvd,--fail'
             return 0
@@ -275,6 +288,11 @@ function __handoff_place
         else if test "$(__handoff_operand "$link" "$word")" = command
             set link (string trim "$link $word")
         else if test "$(__handoff_operand "$link" $count)" = program
+            if test "$link" = exec-successor; and contains -- --warm $words[1..$at]
+                # A successor that is started is followed by one more program.
+                set -l behind (contains --index -- -- $words[$at..-1])
+                and set at (math $at + $behind)
+            end
             break
         else
             set count (math $count + 1)

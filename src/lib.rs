@@ -110,6 +110,7 @@ pub mod chain;
 mod channel;
 pub mod control;
 pub mod data_dir;
+pub mod dialect;
 pub mod drainable;
 mod drive;
 pub mod error;

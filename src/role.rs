@@ -56,9 +56,10 @@ pub fn detect_role() -> Result<Role> {
             fds::Role::Channel => channel = Some(Channel::new(fd)),
             fds::Role::Lock => data_dir::offer_inherited(fd),
             fds::Role::Listener(name) => listeners.push((name, fd)),
-            // Locked for as long as it is open, and of no use to a daemon.
-            fds::Role::Journal => drop(fd),
-            role @ (fds::Role::Lease | fds::Role::Incumbent | fds::Role::Successor | fds::Role::State) => {
+            // The one is locked for as long as it is open, the other is all that is left of a handoff that is over: of no use to
+            // a daemon.
+            fds::Role::Journal | fds::Role::State => drop(fd),
+            role @ (fds::Role::Lease | fds::Role::Incumbent | fds::Role::Successor) => {
                 return Err(not_for_daemons(&role));
             }
         }

@@ -6,7 +6,6 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use crate::chain::{Chain, ID_VAR, JOURNAL_VAR};
 use crate::channel::Channel;
@@ -14,14 +13,12 @@ use crate::drive::{Drive, Inheritance, State};
 use crate::error::{Error, Result};
 use crate::fds::Role;
 use crate::journal::Journal;
+use crate::proto::driver::Phase;
 pub use crate::proto::driver::{Next, Order};
 use crate::supervisor::{Event, HandoffOutcome, SpawnSpec, Wish};
 use crate::sys::memory;
 use crate::sys::process::PidFd;
 use crate::sys::spawn::Program;
-
-/// How long the incumbent may take to give its listening sockets.
-const ANSWER: Duration = Duration::from_secs(5);
 
 /// A handoff in progress, whose lease this process holds.
 ///
@@ -36,6 +33,14 @@ pub enum HandedOver<'a> {
     Yes,
     /// It ended at the last moment.
     Ended(Box<Steps<'a>>),
+}
+
+/// Why [`Steps::exec_successor`] returned.
+pub enum Stayed<'a> {
+    /// The handoff had ended: how is what [`finish`](Steps::finish) says.
+    Ended(Box<Steps<'a>>),
+    /// This process could not become the program.
+    Failed(Error),
 }
 
 /// What is known of the handoff in a chain.
@@ -179,10 +184,10 @@ impl<'a> Steps<'a> {
     ///
     /// # Errors
     ///
-    /// As [`go`](Self::go), and the incumbent does not give its listening sockets.
+    /// As [`go`](Self::go).
     pub fn spawn(&mut self, program: Program) -> Result<()> {
         self.drive.set_program(program);
-        self.drive.fetch_for_spawn()?;
+        self.drive.fetch_output();
         self.drive.go(Next::Spawn)
     }
 
@@ -244,6 +249,8 @@ impl<'a> Steps<'a> {
             }
         }
         chain.set_var(ID_VAR, state.handoff);
+        // The chain is their holder from here on: they stay open whoever dies.
+        self.hand_over_listeners(chain)?;
         let parts = [
             (Role::Lease, lease.map(Channel::into_socket)),
             (Role::Incumbent, Some(OwnedFd::from(incumbent))),
@@ -262,26 +269,36 @@ impl<'a> Steps<'a> {
     /// Becomes the successor: the program finds an offer, `begin` and the lease waiting in its channel, whose other end is closed. If that fails, the
     /// handoff is undone when this process ends.
     ///
-    /// # Errors
-    ///
-    /// Returns only then.
-    pub fn exec_successor(mut self, mut chain: Chain, program: &Program, args: &[OsString]) -> Error {
-        match self.prepare_successor(&mut chain) {
-            Ok(()) => {
+    /// Returns only then, and where the handoff is over.
+    pub fn exec_successor(mut self, chain: &mut Chain, program: &Program, args: &[OsString]) -> Stayed<'a> {
+        match self.prepare_successor(chain, program, args) {
+            Ok(()) if self.drive.has_become() => {
                 drop(self);
-                chain.exec(program, args)
+                Stayed::Failed(chain.exec(program, args))
             }
-            Err(e) => e,
+            Ok(()) => Stayed::Ended(Box::new(self)),
+            Err(e) => Stayed::Failed(e),
         }
     }
 
-    fn prepare_successor(&mut self, chain: &mut Chain) -> Result<()> {
+    fn hand_over_listeners(&self, chain: &mut Chain) -> Result<()> {
         if chain.listeners().next().is_none() {
-            for (name, fd) in self.drive.fetch_listeners(Instant::now() + ANSWER)? {
+            for (name, fd) in self.drive.copy_listeners()? {
                 chain.add_listener(&name, fd)?;
             }
         }
+        Ok(())
+    }
+
+    fn prepare_successor(&mut self, chain: &mut Chain, program: &Program, args: &[OsString]) -> Result<()> {
+        self.hand_over_listeners(chain)?;
+        self.drive.note_target(program, args)?;
         self.drive.go(Next::Become)?;
+        if !self.drive.has_become() {
+            // It was over before that, and the incumbent serves.
+            return Ok(());
+        }
+        self.drive.tell_journal();
         let channel = self.drive.fill_channel()?;
         // The lock is to be taken once the incumbent has let go, and the rest is a driver's.
         chain.retain(|role| matches!(role, Role::Listener(_)));
@@ -298,11 +315,16 @@ impl<'a> Steps<'a> {
 ///
 /// The state that was inherited cannot be read.
 pub fn inherited(chain: &Chain) -> Result<Option<Inherited>> {
-    let Some(state) = state_of(chain)? else { return Ok(None) };
+    let Some(mut state) = state_of(chain)? else { return Ok(None) };
+    let has_successor = chain.get(&Role::Successor).is_some();
+    // Without a successor nobody else has gone on.
+    if !has_successor && state.is_held() && pidfd_of(chain)?.is_dead().unwrap_or(false) {
+        state.phase = Phase::Widowed.name().to_owned();
+    }
     Ok(Some(Inherited {
         handoff: state.handoff.clone(),
         phase: state.phase.clone(),
-        has_successor: chain.get(&Role::Successor).is_some(),
+        has_successor,
         lock_file: Path::new(&state.prepared.data_dir).join(&state.prepared.lock_file),
         incumbent: state.prepared.incumbent.pid,
         spec: state.spec(),

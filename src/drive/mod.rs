@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
+use crate::chain::{ID_VAR, JOURNAL_VAR};
 use crate::channel::{Channel, Incoming};
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -260,7 +261,11 @@ impl<'a> Drive<'a> {
             match self.inputs.pop_front() {
                 Some(input) => self.feed(&input)?,
                 None if self.is_held() && self.holds == Holds::Returning => return Ok(()),
-                None if self.leaves_trial && self.machine.phase == Phase::Baking => return Ok(()),
+                None if self.leaves_trial && self.machine.phase == Phase::Baking => {
+                    self.tell_journal();
+                    self.note_serving();
+                    return Ok(());
+                }
                 None => self.wait()?,
             }
         }
@@ -278,6 +283,11 @@ impl<'a> Drive<'a> {
 
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self.machine.phase, Phase::Done(_) | Phase::Became)
+    }
+
+    /// Whether this process is the successor from here on.
+    pub(crate) fn has_become(&self) -> bool {
+        self.machine.phase == Phase::Became
     }
 
     /// Whether it goes on only when it is told to.
@@ -370,7 +380,8 @@ impl<'a> Drive<'a> {
         }
     }
 
-    fn tell_journal(&mut self) {
+    /// Writes down what waits for that.
+    pub(crate) fn tell_journal(&mut self) {
         let Some(journal) = &mut self.journal else { return };
         for (stamp, entry) in self.untold.drain(..) {
             if let Err(e) = journal.append_stamped(&self.handoff, Actor::Driver, entry, stamp) {
@@ -874,7 +885,7 @@ impl<'a> Drive<'a> {
     }
 
     /// A journal that cannot be begun refuses the swap: nothing has changed yet.
-    fn note_begun(&mut self) -> Result<()> {
+    pub(crate) fn note_begun(&mut self) -> Result<()> {
         self.tell_journal();
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let prepared = self.prepared.as_ref().map(|(prepared, _)| prepared);
@@ -890,8 +901,8 @@ impl<'a> Drive<'a> {
             by: Some(Box::new(Requester::of_this_process())),
         };
         journal.append(&self.handoff, Actor::Driver, entry)?;
-        // While the incumbent serves; it is not synced again before the end.
-        journal.sync()
+        // Only while the incumbent serves; it is not synced again before the end.
+        if self.machine.order == Order::Warm { journal.sync() } else { Ok(()) }
     }
 
     fn spawn(&mut self) -> Result<Successor> {
@@ -902,6 +913,8 @@ impl<'a> Drive<'a> {
         let plan = Plan::new(&self.listeners).with(fds::Role::Channel, theirs);
         let mut image = Image::new(program);
         image.args = self.spec.args.iter().map(OsString::from).collect();
+        // They are a driver's: a daemon, and what it starts one day, would write to another's handoff.
+        image.env.retain(|(name, _)| name != ID_VAR && name != JOURNAL_VAR);
         for (name, value) in &self.spec.env {
             image.env.retain(|(other, _)| other.as_os_str() != name.as_str());
             image.env.push((name.into(), value.into()));

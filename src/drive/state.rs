@@ -1,5 +1,6 @@
 //! A handoff in progress, in the form in which one driver leaves it to the next.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -120,6 +121,10 @@ impl State {
 
     pub(crate) fn order(&self) -> Order {
         if self.cold { Order::Cold } else { Order::Warm }
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.held().is_ok()
     }
 
     fn held(&self) -> Result<Phase> {
@@ -255,34 +260,48 @@ impl Drive<'_> {
         self.handoff = handoff;
     }
 
+    /// Writes down what this process is about to become.
+    ///
+    /// # Errors
+    ///
+    /// The journal cannot be written.
+    pub(crate) fn note_target(&mut self, program: &Program, args: &[OsString]) -> Result<()> {
+        let args: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        self.target = Target::of(program, &args);
+        self.note_begun()
+    }
+
     pub(crate) fn phase_name(&self) -> &'static str {
         self.machine.phase.name()
     }
 
-    /// Fetches the incumbent's listening sockets.
+    /// Returns copies of the listening sockets that the successor is to have.
     ///
     /// # Errors
     ///
-    /// It is dead or does not answer in time.
-    pub(crate) fn fetch_listeners(&self, deadline: Instant) -> Result<Vec<(String, OwnedFd)>> {
-        Control::connect(self.control, "handoff driver", deadline)?.listeners(deadline)
+    /// EMFILE.
+    pub(crate) fn copy_listeners(&self) -> Result<Vec<(String, OwnedFd)>> {
+        let copies: std::io::Result<_> =
+            self.listeners.iter().map(|(name, fd)| Ok((name.clone(), fd.try_clone()?))).collect();
+        copies.map_err(|e| Error::io("copy the listening sockets", e))
     }
 
-    /// Fetches what a successor that is to be started now needs and the driver does not have.
-    ///
-    /// # Errors
-    ///
-    /// As [`fetch_listeners`](Self::fetch_listeners).
-    pub(crate) fn fetch_for_spawn(&mut self) -> Result<()> {
+    /// Fetches the standard output and error of an incumbent whose successor is to be started now. One that is dead has none to
+    /// give, and then the successor writes where this process does.
+    pub(crate) fn fetch_output(&mut self) {
         let deadline = Instant::now() + super::ANSWER;
-        if self.listeners.is_empty() {
-            self.listeners = self.fetch_listeners(deadline)?;
+        let dead = self.machine.phase == Phase::Widowed;
+        if dead || self.spec.output != Output::Incumbents {
+            return;
         }
-        if self.spec.output == Output::Incumbents {
-            let mut control = Control::connect(self.control, "handoff driver", deadline)?;
-            self.stdio = super::fetch_stdio(&mut control, deadline)?;
+        let fetched = Control::connect(self.control, "handoff driver", deadline)
+            .and_then(|mut control| super::fetch_stdio(&mut control, deadline));
+        match fetched {
+            Ok(stdio) => self.stdio = stdio,
+            Err(e) => {
+                tracing::warn!(error = %e, "the successor writes where this process does, not where the incumbent does");
+            }
         }
-        Ok(())
     }
 
     /// Returns the successor's end of a channel in which everything that a driver says is said already, and whose other end is

@@ -20,7 +20,7 @@ pub mod resources;
 pub mod signals;
 pub mod socket;
 pub mod spawn;
-mod start;
+pub mod start;
 pub mod terminal;
 pub mod tree;
 pub mod unix;

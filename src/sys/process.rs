@@ -228,6 +228,8 @@ pub fn terminal() -> Option<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{number}")).ok()
 }
 
+pub use super::start::directory as starting_directory;
+
 /// Returns a process's working directory.
 pub fn working_directory(pid: u32) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/{pid}/cwd"))

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use super::start;
+
 /// A request to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Termination {
@@ -64,7 +66,12 @@ impl Terminations {
         for &signal in signals {
             // SAFETY: `report` only makes a write(2) and touches an atomic, both async-signal-safe.
             let before = unsafe { sigaction(signal, &action) }?;
-            if signal != Signal::SIGTERM && matches!(before.handler(), SigHandler::SigIgn) {
+            if !matches!(before.handler(), SigHandler::SigIgn) {
+                continue;
+            }
+            if signal == Signal::SIGTERM {
+                start::handles_ignored(signal as libc::c_int);
+            } else {
                 // nohup(1), or a shell that put this into the background: it is to go on without the terminal.
                 // SAFETY: this puts back what was there.
                 unsafe { sigaction(signal, &before) }?;

@@ -21,7 +21,7 @@ pub struct Args {
     reason: String,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "
@@ -32,20 +32,23 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     logging::quietly("abort");
     let next = args.next.open("abort")?;
     let common = args.settle.as_common(When::Never);
-    let chain = phase::chain(&common)?;
-    if let Some(found) = handoff::steps::inherited(&chain)?.filter(Inherited::is_held) {
+    let mut chain = phase::chain(&common)?;
+    let known = handoff::steps::inherited(&chain)?;
+    phase::not_over(known.as_ref())?;
+    if let Some(found) = known.clone().filter(Inherited::is_held) {
         let mut watcher = Watcher::new("abort", When::Never)?;
         let mut observer = |event: &Event<'_>| watcher.observe(event);
         let unable = |e| exit::attempt(e, "undo the handoff");
         let mut steps =
             Steps::resume_or_begin(&common.control, found.spec, &chain, &mut observer).map_err(unable)?;
         steps.cancel(&args.reason).map_err(unable)?;
-        let exit = phase::end("abort", steps, &chain, None, &common)?;
+        let exit = phase::end("abort", steps, &mut chain, None, &common)?;
         return wanted(exit, next, &chain);
     }
     let settled = settle::say(&args.settle, "handoff abort", |control, deadline| {
         control.abort(&args.reason, deadline)
     })?;
+    settled.note("abort", &chain, known.as_ref(), &args.reason);
     let exit = settled.report(args.settle.json, "rolled-back")?;
     wanted(exit, next, &chain)
 }

@@ -2,9 +2,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use handoff::chain::{CONTROL_VAR, Chain, DATA_DIR_VAR};
 use handoff::control::{Control, is_absent};
+use handoff::dialect::{Dialect, Layout};
 use handoff::error::Error;
+use handoff::fds::{self, Role};
 use handoff::listen::{self, Listen};
 
 use crate::exit::{self, Exit};
@@ -35,6 +38,26 @@ pub struct Args {
     #[arg(long)]
     from_incumbent: bool,
 
+    /// Call the socket that came as OLD by this name: its name, its number or its address
+    #[arg(long, value_name = "NAME=OLD", value_parser = parse_name)]
+    name: Vec<(String, String)>,
+
+    /// Pass on this socket and no other; may be given several times
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+
+    /// Tell the program of its sockets so: listen-fds (the default), server-starter, einhorn, s6 or nginx; may be given several times
+    #[arg(long = "as", value_name = "DIALECT", value_parser = dialects())]
+    dialects: Vec<Dialect>,
+
+    /// Put a socket at this descriptor
+    #[arg(long, value_name = "NAME=NUMBER", value_parser = parse_place)]
+    fd: Vec<(String, i32)>,
+
+    /// Make a socket the program's standard input
+    #[arg(long, value_name = "NAME")]
+    stdin: Option<String>,
+
     /// The control socket of the daemon that serves [default: control in the data directory]
     #[arg(long, value_name = "PATH", env = CONTROL_VAR, hide_env_values = true, value_hint = clap::ValueHint::FilePath)]
     control: Option<PathBuf>,
@@ -44,7 +67,7 @@ pub struct Args {
     timeout: Duration,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "
@@ -59,20 +82,83 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         Ok(next) => next,
         Err(exit) => return Ok(exit),
     };
+    let stray = fds::listen_pid_of_another();
     let mut chain = Chain::inherit()?;
     if args.inherit {
+        chain.inherit_dialects()?;
         chain.check_listeners()?;
     }
     if args.from_incumbent {
         fetch_from_incumbent(args, &mut chain)?;
     }
+    for (name, old) in &args.name {
+        chain.rename_listener(name, old)?;
+    }
     for (name, socket) in listen::bind_missing(&args.listen, |name| chain.listener(name).is_some())? {
         chain.add_listener(&name, socket)?;
     }
+    select(args, &mut chain)?;
     if chain.listeners().next().is_none() {
-        return Err(exit::attempt(nothing(args), "pass on any socket"));
+        return Err(exit::attempt(nothing(args, stray), "pass on any socket"));
+    }
+    if let Some(layout) = layout(args, &chain)? {
+        chain.set_layout(layout);
     }
     Ok(next.exec("hold-fds", &chain))
+}
+
+/// Leaves out what was not asked for.
+fn select(args: &Args, chain: &mut Chain) -> anyhow::Result<()> {
+    if args.only.is_empty() {
+        return Ok(());
+    }
+    args.only.iter().try_for_each(|name| expect_listener(chain, name))?;
+    chain.retain(|role| match role {
+        Role::Listener(name) => args.only.contains(name),
+        _ => true,
+    });
+    Ok(())
+}
+
+fn expect_listener(chain: &Chain, name: &str) -> anyhow::Result<()> {
+    if chain.listener(name).is_some() {
+        return Ok(());
+    }
+    let known: Vec<&str> = chain.listeners().map(|(name, _)| name).collect();
+    let detail = match known.as_slice() {
+        [] => "there is none".to_owned(),
+        known => format!("there are {}", known.join(", ")),
+    };
+    Err(exit::attempt(Error::Invalid { detail }, format!("find a listener {name}")))
+}
+
+/// Returns how the program is to be told, where that was said.
+fn layout(args: &Args, chain: &Chain) -> anyhow::Result<Option<Layout>> {
+    let mut layout = Layout { dialects: args.dialects.clone(), ..Layout::default() };
+    let stdin = args.stdin.iter().map(|name| (name.clone(), 0));
+    for (name, number) in args.fd.iter().cloned().chain(stdin) {
+        expect_listener(chain, &name)?;
+        layout.place(&name, number)?;
+    }
+    Ok(Some(layout).filter(|layout| *layout != Layout::default()))
+}
+
+fn dialects() -> impl TypedValueParser<Value = Dialect> {
+    PossibleValuesParser::new(Dialect::NAMED.map(|(name, _)| name)).try_map(|name| name.parse::<Dialect>())
+}
+
+fn parse_name(text: &str) -> Result<(String, String), String> {
+    let (name, old) = text.split_once('=').ok_or("expected NAME=OLD, such as http=3")?;
+    fds::check_name(name).map_err(|e| e.to_string())?;
+    Ok((name.to_owned(), old.to_owned()))
+}
+
+fn parse_place(text: &str) -> Result<(String, i32), String> {
+    let (name, number) = text.split_once('=').ok_or("expected NAME=NUMBER, such as http=10")?;
+    let number = number.parse().map_err(|_| format!("{number:?} is no descriptor: expected a number"))?;
+    // What is wrong with it is found before any socket is bound.
+    Layout::default().place(name, number).map_err(|e| e.to_string())?;
+    Ok((name.to_owned(), number))
 }
 
 fn fetch_from_incumbent(args: &Args, chain: &mut Chain) -> anyhow::Result<()> {
@@ -103,9 +189,15 @@ fn control_path(args: &Args) -> anyhow::Result<PathBuf> {
     })
 }
 
-fn nothing(args: &Args) -> Error {
-    let detail = if args.inherit {
-        "nothing was inherited: no HANDOFF_FDS, and no LISTEN_FDS for this process".to_owned()
+fn nothing(args: &Args, listen_pid: Option<u32>) -> Error {
+    let detail = if let Some(pid) = listen_pid {
+        format!(
+            "LISTEN_FDS was meant for process {pid}, and this is {}: something started this process instead of becoming it, such as a shell \
+             without exec",
+            std::process::id()
+        )
+    } else if args.inherit {
+        "nothing was inherited: there is no HANDOFF_FDS, no LISTEN_FDS and no other variable that names descriptors".to_owned()
     } else {
         "there is no socket to pass on: give --listen NAME=ADDRESS, --inherit or --from-incumbent".to_owned()
     };

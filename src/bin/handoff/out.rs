@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 
 use anyhow::Context;
+use handoff::proto::record::Program;
 use handoff::sys::terminal;
 use serde::Serialize;
 
@@ -49,6 +50,16 @@ pub fn command_line(program: impl AsRef<OsStr>, args: &[String]) -> String {
     words.map(quoted).collect::<Vec<_>>().join(" ")
 }
 
+/// Returns what starts a program, as a shell reads it: in its directory, where that is known.
+pub fn start_line(program: &Program) -> String {
+    let command = command_line(&program.binary, &program.args);
+    match &program.directory {
+        // `exec` can be put before it, and nothing has to be undone after it.
+        Some(directory) => format!("env {} {command}", quoted(&format!("--chdir={}", directory.display()))),
+        None => command,
+    }
+}
+
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./:=,@%+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -80,6 +91,19 @@ mod tests {
     fn a_command_line_can_be_pasted_into_a_shell() {
         let args = ["--listen", "127.0.0.1:1", "a b", "it's", ""].map(str::to_owned);
         assert_eq!(command_line("/bin/kvd", &args), "/bin/kvd --listen 127.0.0.1:1 'a b' 'it'\\''s' ''");
+    }
+
+    #[test]
+    fn a_program_is_started_in_its_directory() {
+        let mut program = Program {
+            binary: "/bin/kvd".into(),
+            args: vec!["data".to_owned()],
+            build_id: String::new(),
+            directory: None,
+        };
+        assert_eq!(start_line(&program), "/bin/kvd data");
+        program.directory = Some("/srv/my kv".into());
+        assert_eq!(start_line(&program), "env '--chdir=/srv/my kv' /bin/kvd data");
     }
 
     #[test]

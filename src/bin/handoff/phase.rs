@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use anyhow::Context;
 use handoff::chain::{CONTROL_VAR, Chain};
 use handoff::error::Error;
+use handoff::fds::Role;
 use handoff::steps::{HandedOver, Inherited, Steps, inherited};
 use handoff::supervisor::{Event, Wish};
 use handoff::sys::signals::{Termination, Terminations};
@@ -104,14 +105,28 @@ pub fn chain(common: &Common) -> anyhow::Result<Chain> {
 ///
 /// It is over, or what is known of it cannot be read.
 pub fn held(chain: &Chain) -> anyhow::Result<Option<Inherited>> {
-    match inherited(chain) {
-        Ok(Some(found)) if !found.is_held() => {
-            let reason = format!("handoff {} is over: {}", found.handoff, found.phase);
-            Err(exit::attempt(Error::Refused { reason }, GO_ON))
-        }
-        Ok(found) => Ok(found),
-        Err(e) => Err(exit::attempt(e, "read the chain's state")),
+    let found = inherited(chain).map_err(|e| exit::attempt(e, "read the chain's state"))?;
+    match &found {
+        Some(found) if !found.is_held() => Err(is_over(found)),
+        _ => Ok(found),
     }
+}
+
+/// Makes sure that there is something to settle: a chain's handoff that was left on trial is not over.
+///
+/// # Errors
+///
+/// The handoff of the chain is over.
+pub fn not_over(found: Option<&Inherited>) -> anyhow::Result<()> {
+    match found {
+        Some(found) if !found.is_held() && found.phase != "baking" => Err(is_over(found)),
+        _ => Ok(()),
+    }
+}
+
+fn is_over(found: &Inherited) -> anyhow::Error {
+    let reason = format!("handoff {} is over: {}", found.handoff, found.phase);
+    exit::attempt(Error::Refused { reason }, GO_ON)
 }
 
 const GO_ON: &str = "go on with the handoff";
@@ -150,10 +165,10 @@ pub fn go_on(
     common: &Common,
 ) -> anyhow::Result<Exit> {
     if steps.has_ended() {
-        return end(command, steps, &chain, next, common);
+        return end(command, steps, &mut chain, next, common);
     }
     match steps.hand_over(&mut chain).map_err(|e| exit::attempt(e, "hand the lease on"))? {
-        HandedOver::Ended(steps) => end(command, *steps, &chain, None, common),
+        HandedOver::Ended(steps) => end(command, *steps, &mut chain, None, common),
         HandedOver::Yes if inherited(&chain)?.is_some_and(|found| found.phase == "widowed") => {
             out::say(command, "warning", "the daemon has died: the successor starts as after a crash");
             follow(command, &chain, next, common)
@@ -183,6 +198,11 @@ fn stand(chain: &Chain, common: &Common) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Closes what a chain has of a handoff in progress. How it ended stays, for the links that ask.
+pub fn let_go(chain: &mut Chain) {
+    chain.retain(|role| !matches!(role, Role::Lease | Role::Incumbent | Role::Successor));
+}
+
 /// Says how a handoff ended. The next program runs only where it ended well.
 ///
 /// # Errors
@@ -191,11 +211,12 @@ fn stand(chain: &Chain, common: &Common) -> anyhow::Result<()> {
 pub fn end(
     command: &'static str,
     steps: Steps<'_>,
-    chain: &Chain,
+    chain: &mut Chain,
     next: Option<Opened>,
     common: &Common,
 ) -> anyhow::Result<Exit> {
     let outcome = steps.finish(chain).map_err(|e| exit::attempt(e, "end the handoff"))?;
+    let_go(chain);
     let summary = Summary::of(&outcome);
     match next {
         Some(next) if summary.exit == Exit::Done => Ok(next.exec(command, chain)),

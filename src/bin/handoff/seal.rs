@@ -14,7 +14,7 @@ pub struct Args {
     common: Common,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "
@@ -23,10 +23,11 @@ const EXAMPLES: &str = "
 /// Seals.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     logging::quietly("seal");
-    let next = args.next.open("seal")?;
+    let next = args.next.open_ahead("seal")?;
     let chain = phase::chain(&args.common)?;
     let found = match phase::held(&chain)? {
-        Some(found) if found.phase == "drained" => found,
+        // Of one that has died there is nothing left to seal, and the chain goes on.
+        Some(found) if found.phase == "drained" || found.phase == "widowed" => found,
         Some(found) => return Err(phase::wrong_order(&found)),
         None => return Err(phase::no_lease("`handoff drain --no-seal` comes before it")),
     };

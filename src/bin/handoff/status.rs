@@ -48,7 +48,7 @@ pub struct Args {
     json: bool,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "
@@ -141,11 +141,7 @@ impl Found {
             }));
             lines.push(row("handoff", &status.handoff.as_ref().map_or("none".to_owned(), in_progress)));
         }
-        lines.extend(
-            self.start
-                .as_ref()
-                .map(|program| row("start", &out::command_line(&program.binary, &program.args))),
-        );
+        lines.extend(self.start.as_ref().map(|program| row("start", &out::start_line(program))));
         lines.iter().fold(String::new(), |text, line| text + &out::one_line(line) + "\n")
     }
 

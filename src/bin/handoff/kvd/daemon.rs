@@ -1,6 +1,6 @@
 //! How kvd takes part in a handoff: everything that a daemon has to write for it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use handoff::{DrainReport, Drainable, Error, Result, SealReport, StateSnapshot};
@@ -18,6 +18,9 @@ pub struct Daemon {
     server: Handle,
     faults: Vec<Fault>,
     phase: Mutex<Phase>,
+    /// Whether the hook that runs is to return early.
+    interrupted: Mutex<bool>,
+    interruption: Condvar,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,18 +35,22 @@ impl Drainable for Daemon {
     fn drain(&self, deadline: Instant) -> Result<DrainReport> {
         *self.phase() = Phase::Drained;
         self.fail_if(Fault::FailDrain)?;
-        self.server.drain(deadline)
+        let report = self.server.drain(deadline);
+        self.linger(|fault| if let Fault::SlowDrain(length) = fault { Some(*length) } else { None });
+        report
     }
 
     fn seal(&self) -> Result<SealReport> {
         self.fail_if(Fault::FailSeal)?;
         let report = self.server.seal()?;
         *self.phase() = Phase::Sealed;
+        self.linger(|fault| if let Fault::SlowSeal(length) = fault { Some(*length) } else { None });
         Ok(report)
     }
 
     fn resume_after_abort(&self) -> Result<()> {
         self.server.resume()?;
+        *self.interrupted() = false;
         *self.phase() = Phase::Serving;
         Ok(())
     }
@@ -54,13 +61,21 @@ impl Drainable for Daemon {
 
     fn interrupt(&self) {
         self.server.interrupt();
+        *self.interrupted() = true;
+        self.interruption.notify_all();
     }
 }
 
 impl Daemon {
     /// Wraps a running server.
     pub fn new(server: Handle, faults: Vec<Fault>) -> Self {
-        Self { server, faults, phase: Mutex::new(Phase::Serving) }
+        Self {
+            server,
+            faults,
+            phase: Mutex::new(Phase::Serving),
+            interrupted: Mutex::new(false),
+            interruption: Condvar::new(),
+        }
     }
 
     /// Stops for good: answers what has arrived, makes the data final, and lets clients read their last answers.
@@ -88,6 +103,16 @@ impl Daemon {
 
     fn phase(&self) -> MutexGuard<'_, Phase> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn interrupted(&self) -> MutexGuard<'_, bool> {
+        self.interrupted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a slow hook take its time, unless it is interrupted.
+    fn linger(&self, length_of: impl Fn(&Fault) -> Option<Duration>) {
+        let Some(length) = self.faults.iter().find_map(length_of) else { return };
+        let _until_then = self.interruption.wait_timeout_while(self.interrupted(), length, |yes| !*yes);
     }
 
     fn fail_if(&self, fault: Fault) -> Result<()> {

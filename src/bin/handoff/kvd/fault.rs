@@ -27,6 +27,10 @@ pub enum Fault {
     CrashWhenReady,
     /// Die after serving for so long.
     CrashAfterServing(Duration),
+    /// Take so much longer to drain, having stopped.
+    SlowDrain(Duration),
+    /// Take so much longer to seal, having sealed.
+    SlowSeal(Duration),
     /// Return an error from `drain`, having stopped nothing.
     FailDrain,
     /// Return an error from `seal`, having drained.
@@ -37,8 +41,8 @@ pub enum Fault {
 
 /// The names, for messages and help.
 pub const NAMES: &str = "crash-at-start, exit-while-warm, hang-while-warm, crash-after-begin, hang-after-begin, \
-    slow-open-ms=N, stale, unhealthy, crash-when-ready, crash-after-serving-ms=N, fail-drain, fail-seal, \
-    lose-a-write";
+    slow-open-ms=N, stale, unhealthy, crash-when-ready, crash-after-serving-ms=N, slow-drain-ms=N, slow-seal-ms=N, \
+    fail-drain, fail-seal, lose-a-write";
 
 impl FromStr for Fault {
     type Err = String;
@@ -61,6 +65,8 @@ impl FromStr for Fault {
             ("unhealthy", None) => Self::Unhealthy,
             ("crash-when-ready", None) => Self::CrashWhenReady,
             ("crash-after-serving-ms", Some(length)) => Self::CrashAfterServing(length),
+            ("slow-drain-ms", Some(length)) => Self::SlowDrain(length),
+            ("slow-seal-ms", Some(length)) => Self::SlowSeal(length),
             ("fail-drain", None) => Self::FailDrain,
             ("fail-seal", None) => Self::FailSeal,
             ("lose-a-write", None) => Self::LoseAWrite,
@@ -83,6 +89,8 @@ impl fmt::Display for Fault {
             Self::Unhealthy => f.write_str("unhealthy"),
             Self::CrashWhenReady => f.write_str("crash-when-ready"),
             Self::CrashAfterServing(length) => write!(f, "crash-after-serving-ms={}", length.as_millis()),
+            Self::SlowDrain(length) => write!(f, "slow-drain-ms={}", length.as_millis()),
+            Self::SlowSeal(length) => write!(f, "slow-seal-ms={}", length.as_millis()),
             Self::FailDrain => f.write_str("fail-drain"),
             Self::FailSeal => f.write_str("fail-seal"),
             Self::LoseAWrite => f.write_str("lose-a-write"),

@@ -108,7 +108,10 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     allow_many_connections(args.max_clients);
     let (daemon, incumbent) = match role {
         Role::ColdStart { inherited } => cold_start(&args, inherited)?,
-        Role::Successor(successor) => take_over(&args, successor)?,
+        Role::Successor(successor) => match take_over(&args, successor) {
+            Err(e) if is_undone(&e) => return Ok(exit::fatal_as("kvd", &e, Exit::RolledBack)),
+            taken => taken?,
+        },
     };
     let served = incumbent.serve(&daemon).context("go on serving")?;
     end(&daemon, served)
@@ -164,6 +167,11 @@ fn take_over(args: &Args, successor: Successor) -> anyhow::Result<Running> {
         .context("take over")?;
     fault::strike(&args.fail, Point::Granted);
     go_live(args, server, incumbent)
+}
+
+/// Whether the handoff was undone, and the incumbent serves: in a chain that this process has ended, nobody else says so.
+fn is_undone(e: &anyhow::Error) -> bool {
+    matches!(e.downcast_ref(), Some(handoff::Error::Aborted { .. }))
 }
 
 fn advertised(args: &Args, opened: &Opened) -> Vec<u64> {
