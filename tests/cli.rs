@@ -433,6 +433,25 @@ fn an_abort_reaches_a_successor_that_warms_up() {
 // ---- status
 
 #[test]
+fn status_in_a_shell_that_holds_the_lease_says_what_is_left_of_it() {
+    let rig = Rig::start();
+    for (options, phase) in [(&["--no-seal"][..], "drained"), (&[], "sealed")] {
+        let words =
+            [&["drain"], options, &["--", "sh", "-c", "\"$0\" status; \"$0\" status --json", HANDOFF]]
+                .concat();
+        let said = rig.run(&words).expect(0);
+        assert!(said.out.starts_with(&format!("incumbent {phase}: ")), "{said:?}");
+        let handoff = said.out.lines().find(|line| line.starts_with("handoff ")).unwrap();
+        assert!(handoff.contains(" left, incumbent pid "), "{said:?}");
+        assert_eq!(said.out.contains("lock released"), phase == "sealed", "{said:?}");
+        let json: Value = serde_json::from_str(said.out.lines().last().unwrap()).unwrap();
+        assert!(json["status"]["handoff"]["left_ms"].as_u64().is_some_and(|left| left > 0), "{json:#}");
+        eventually("the end of the handoff", || rig.status().is_some_and(|status| status.phase == "serving"));
+    }
+    assert_eq!(rig.serving(), "v1");
+}
+
+#[test]
 fn status_says_what_runs() {
     let rig = Rig::start();
     let said = rig.run(&["status"]).expect(0);

@@ -206,7 +206,9 @@ fn when_all_is_well_every_check_says_so_on_a_line() {
     let found: Vec<&str> = lines.iter().map(|line| line.split_whitespace().nth(1).unwrap()).collect();
     assert_eq!(found, checks, "{said:#?}");
     for line in lines {
-        assert!(line.starts_with("ok ") || line.starts_with("warning data "), "{line}");
+        // This machine's disk and its other clients are not the test's to choose.
+        let is_others = ["warning data ", "warning queue "].iter().any(|start| line.starts_with(start));
+        assert!(line.starts_with("ok ") || is_others, "{line}");
     }
 }
 
