@@ -15,7 +15,7 @@ use crate::notify;
 use crate::sys::poll::{self, Want};
 use crate::sys::process::{self, PeerCred};
 use crate::sys::signals::{Termination, Terminations};
-use crate::sys::{inherit, reactor, reexec, unix};
+use crate::sys::{inherit, memory, reactor, reexec, unix};
 
 /// How many clients are served at a time; more wait in the queue.
 const PEERS_MAX: usize = 32;
@@ -72,6 +72,7 @@ impl Server {
             say,
         };
         notify::tell_ready(&server.status());
+        memory::release_program_pages();
         Ok(server)
     }
 
