@@ -15,7 +15,7 @@ use crate::notify;
 use crate::sys::poll::{self, Want};
 use crate::sys::process::{self, PeerCred};
 use crate::sys::signals::{Termination, Terminations};
-use crate::sys::{inherit, reactor, reexec, unix};
+use crate::sys::{inherit, memory, reactor, reexec, unix};
 
 /// How many clients are served at a time; more wait in the queue.
 const PEERS_MAX: usize = 32;
@@ -25,6 +25,8 @@ const PEERS_OF_A_USER_MAX: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long nobody is accepted after that failed.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long the program's pages are kept at most while it serves.
+const SHRINK: Duration = Duration::from_millis(100);
 /// Descriptors besides the sockets: what answers in flight may carry, and a few of its own.
 const SPARE: u64 = (PEERS_MAX * (GIVE_MAX + 2) + 32) as u64;
 
@@ -37,6 +39,9 @@ pub(super) struct Server {
     signals: Terminations,
     rehearsal: Option<Rehearsal>,
     accepts_from: Instant,
+    /// Whether more of the program may be in memory than waiting needs.
+    is_big: bool,
+    shrunk: Instant,
     say: Say,
 }
 
@@ -69,6 +74,8 @@ impl Server {
             signals,
             rehearsal: None,
             accepts_from: Instant::now(),
+            is_big: true,
+            shrunk: Instant::now(),
             say,
         };
         notify::tell_ready(&server.status());
@@ -77,6 +84,7 @@ impl Server {
 
     pub(super) fn run(mut self) -> Result<()> {
         loop {
+            self.shrink();
             let ready = self.wait()?;
             if ready.signals && self.take_signal()? {
                 notify::tell("STOPPING=1");
@@ -88,6 +96,15 @@ impl Server {
             if ready.listening {
                 self.accept();
             }
+        }
+    }
+
+    /// Gives back the pages that serving needed: when nobody is there any more, and now and then while somebody always is.
+    fn shrink(&mut self) {
+        let is_due = self.peers.is_empty() || self.shrunk.elapsed() >= SHRINK;
+        if self.is_big && is_due {
+            memory::release_program_pages();
+            (self.is_big, self.shrunk) = (false, Instant::now());
         }
     }
 
@@ -237,6 +254,7 @@ impl Server {
         let of = |name: &String| sockets.iter().find(|(other, _)| other == name).map(|(_, fd)| fd.as_fd());
         let given: Vec<BorrowedFd<'_>> = names.iter().filter_map(of).collect();
         self.peers[i].lines.send(super::line(&answer)?, &given)?;
+        self.is_big = true;
         if self.sockets.len() != before {
             notify::tell(&format!("STATUS={}", self.status()));
         }
