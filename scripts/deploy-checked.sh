@@ -166,6 +166,19 @@ last() {
     COLUMNS=80 handoff journal timeline 2>/dev/null | head -n 1
 }
 
+# Undoes a trial that nobody checks any more. For a moment, between the grant and the trial, the answer is no.
+undo_trial() {
+    tries=0
+    while [ "$tries" -lt 30 ]; do
+        ! handoff abort --reason "${0##*/}: the check was ended" >/dev/null 2>&1 || return 0
+        case $(handoff status 2>/dev/null | head -n 1) in
+            'incumbent serving: '* | '') return 0 ;;
+        esac
+        tries=$((tries + 1))
+        sleep 1
+    done
+}
+
 # Finds out how a handoff ended that nobody told the end of. A command of its chain may be at work still, and holds the journal.
 settle() {
     handoff journal record --wait 2m --note "${0##*/}: the chain ended with code $code" 2>/dev/null ||
@@ -208,8 +221,7 @@ case $code in
     111) settle ;;
     *)
         [ "$code" -le 128 ] || say "the chain was killed by signal $((code - 128))"
-        # If the new program is on trial still, nobody checks it any more.
-        handoff abort --reason "${0##*/}: the check was ended" >/dev/null 2>&1 || :
+        undo_trial
         settle
         [ "$code" -le 128 ] || code=5
         ;;

@@ -175,8 +175,10 @@ impl Rig {
         let gate = dir.path().join("gate");
         assert!(Command::new("mkfifo").arg(&gate).status().unwrap().success());
         let wrapper = dir.path().join("handoff");
+        // `commit` with an option is another step.
+        let rest = if before == "commit" { "" } else { "*" };
         let pausing = format!(
-            "#!/bin/sh\ncase \"$* \" in \"{before} \"*) if mkdir '{0}/reached' 2>/dev/null; then read -r _ <'{0}/gate'; fi ;; esac\n\
+            "#!/bin/sh\ncase \"$* \" in \"{before} \"{rest}) if mkdir '{0}/reached' 2>/dev/null; then read -r _ <'{0}/gate'; fi ;; esac\n\
              exec '{HANDOFF}' \"$@\"\n",
             dir.path().display()
         );

@@ -33,12 +33,14 @@ struct Tools {
     /// The directory of its run script.
     name: &'static str,
     package: &'static str,
-    /// Starts it for the service directory.
+    /// What supervises: a service, or all in a directory.
     supervise: &'static str,
+    /// What it is started for.
+    dir: &'static str,
 }
 
-const RUNIT: Tools = Tools { name: "runit", package: "runit", supervise: "runsv" };
-const S6: Tools = Tools { name: "s6", package: "s6", supervise: "s6-supervise" };
+const RUNIT: Tools = Tools { name: "runit", package: "runit", supervise: "runsv", dir: "services/kvd" };
+const S6: Tools = Tools { name: "s6", package: "s6", supervise: "s6-svscan", dir: "services" };
 
 impl Tools {
     fn are_there(&self) -> bool {
@@ -62,7 +64,8 @@ impl Service {
             return None;
         }
         let dir = tempfile::Builder::new().prefix("with a space ").tempdir().unwrap();
-        let service = dir.path().join("kvd");
+        let service = dir.path().join("services/kvd");
+        fs::create_dir(dir.path().join("services")).unwrap();
         copy(&scripts().join(tools.name).join("kvd"), &service);
         fs::create_dir(dir.path().join("bin")).unwrap();
         symlink(HANDOFF, dir.path().join("bin/handoff")).unwrap();
@@ -103,7 +106,7 @@ impl Service {
 
     /// Returns the pid that the supervisor watches, if it is up.
     fn pid(&self) -> Option<u32> {
-        let service = self.path("kvd");
+        let service = self.path("services/kvd");
         if self.tools.name == "runit" {
             return fs::read_to_string(service.join("supervise/pid")).ok()?.trim().parse().ok();
         }
@@ -141,12 +144,14 @@ impl Service {
 
     fn control(&self, runit: &[&str], s6: &[&str]) {
         let (program, words) = if self.tools.name == "runit" { ("sv", runit) } else { ("s6-svc", s6) };
-        let said = Command::new(program).args(words).arg(self.path("kvd")).output().unwrap();
+        let said = Command::new(program).args(words).arg(self.path("services/kvd")).output().unwrap();
         assert!(said.status.success(), "{said:?}");
     }
 
+    /// What the daemon has said, as its logger wrote it, and what the supervisor has said.
     fn log(&self) -> String {
-        fs::read_to_string(self.path("said")).unwrap_or_default()
+        let read = |name: &str| fs::read_to_string(self.path(name)).unwrap_or_default();
+        read("services/kvd/log/main/current") + &read("said")
     }
 }
 
@@ -160,7 +165,7 @@ fn a_program_that_was_swapped_is_taken_over_by_the_run_script(tools: Tools) {
         assert_ne!(pid, first);
         service.expect_served();
     }
-    assert!(service.log().contains("somebody serves already: taking over"), "{}", service.log());
+    eventually("its word in the log", || service.log().contains("somebody serves already: taking over"));
     // A release that fails is no matter for the supervisor.
     let before = service.expect_supervised("v3");
     service.swap("v4", &["--fail", "unhealthy"]).expect(3);
@@ -183,11 +188,12 @@ fn a_daemon_that_is_killed_is_started_again_with_all_its_data(tools: Tools) {
 fn a_service_goes_down_on_term_and_up_again(tools: Tools) {
     let Some(mut service) = Service::start(tools) else { return };
     if service.tools.name == "s6" {
-        let ready = Command::new("s6-svwait").args(["-U", "-t", "60000"]).arg(service.path("kvd")).status();
+        let ready =
+            Command::new("s6-svwait").args(["-U", "-t", "60000"]).arg(service.path("services/kvd")).status();
         assert!(ready.unwrap().success(), "{}", service.log());
     }
     service.control(&["-w", "30", "down"], &["-wD", "-T", "30000", "-d"]);
-    assert!(service.log().contains("asked to stop: SIGTERM"), "{}", service.log());
+    eventually("its last words in the log", || service.log().contains("asked to stop: SIGTERM"));
     assert!(status(&service.path("data/control")).is_none());
     service.control(&["-w", "30", "up"], &["-wu", "-T", "30000", "-u"]);
     service.expect_supervised("v1");
@@ -198,10 +204,13 @@ fn a_service_goes_down_on_term_and_up_again(tools: Tools) {
 fn a_daemon_that_lost_its_supervisor_is_taken_over_by_the_next_one(tools: Tools) {
     let Some(mut service) = Service::start(tools) else { return };
     let before = service.expect_supervised("v1");
-    service.supervisor.kill().unwrap();
-    wait_for_exit(&mut service.supervisor);
-    assert_eq!(status(&service.path("data/control")).unwrap().process.pid, before);
-    service.supervisor = supervise(&service.tools, service.dir.path());
+    kill(parent_of(before));
+    if service.tools.name == "runit" {
+        // Here it is this test that watches the supervisor.
+        wait_for_exit(&mut service.supervisor);
+        assert_eq!(status(&service.path("data/control")).unwrap().process.pid, before);
+        service.supervisor = supervise(&service.tools, service.dir.path());
+    }
     let control = service.path("data/control");
     eventually("the takeover", || status(&control).is_some_and(|status| status.process.pid != before));
     service.expect_supervised("v1");
@@ -228,27 +237,40 @@ fn a_trial_that_is_undone_leaves_the_supervised_pid(tools: Tools) {
 impl Drop for Service {
     /// First the one who would start it again.
     fn drop(&mut self) {
+        if self.tools.name == "s6" {
+            // It ends its children, too.
+            let _ = Command::new("s6-svscanctl").arg("-t").arg(self.path("services")).status();
+            let deadline = Instant::now() + PATIENCE;
+            while Instant::now() < deadline && matches!(self.supervisor.try_wait(), Ok(None)) {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        }
         let _ = self.supervisor.kill();
         let _ = self.supervisor.wait();
         end_all(&self.dir.path().join("data/control"));
     }
 }
 
+/// Copies a service directory.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
-    for name in ["run", "notification-fd"] {
-        if from.join(name).exists() {
-            fs::copy(from.join(name), to.join(name)).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let copied = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &copied);
+        } else {
+            fs::copy(entry.path(), copied).unwrap();
         }
     }
 }
 
-/// Starts the supervisor of one service, with the little environment that one has.
+/// Starts the supervisor, with the little environment that one has.
 fn supervise(tools: &Tools, dir: &Path) -> Child {
     let said = fs::OpenOptions::new().create(true).append(true).open(dir.join("said")).unwrap();
     let mut command = Command::new(tools.supervise);
     command
-        .arg(dir.join("kvd"))
+        .arg(dir.join(tools.dir))
         .env_clear()
         .env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", dir.join("bin").display()))
         .stdin(Stdio::null())
@@ -261,4 +283,9 @@ fn supervise(tools: &Tools, dir: &Path) -> Child {
 /// Returns an address that was free a moment ago: a run script needs a fixed one.
 fn free_address() -> std::net::SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn parent_of(pid: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
 }
