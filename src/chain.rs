@@ -35,6 +35,7 @@ pub struct Chain {
     vars: Vec<(&'static str, Option<OsString>)>,
     env: Vec<(OsString, OsString)>,
     layout: Layout,
+    exact: bool,
 }
 
 impl Chain {
@@ -239,7 +240,13 @@ impl Chain {
         }
     }
 
+    /// Makes [`exec`](Self::exec) run the very file that was opened: what is written down of it must be true of what runs.
+    pub(crate) fn run_exactly(&mut self) {
+        self.exact = true;
+    }
+
     fn install<'a>(&'a self, image: &mut Image<'a>) -> Result<()> {
+        image.exact = self.exact;
         let is_ours = |name: &OsStr| {
             name == HANDOFF_FDS
                 || fds::LISTEN_VARS.iter().any(|var| name == *var)

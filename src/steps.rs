@@ -303,6 +303,7 @@ impl<'a> Steps<'a> {
         // The lock is to be taken once the incumbent has let go, and the rest is a driver's.
         chain.retain(|role| matches!(role, Role::Listener(_)));
         chain.add(Role::Channel, channel);
+        chain.run_exactly();
         chain.unset_var(ID_VAR);
         chain.unset_var(JOURNAL_VAR);
         Ok(())

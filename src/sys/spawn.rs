@@ -58,6 +58,8 @@ pub struct Image<'a> {
     pub fds: Vec<(RawFd, BorrowedFd<'a>)>,
     /// Whether LISTEN_PID and LISTEN_PIDFDID name the new process, see sd_listen_fds(3).
     pub listen_pid: bool,
+    /// Whether [`exec`](Self::exec) runs the very file that was opened, even if that is moved away in the last microsecond.
+    pub exact: bool,
 }
 
 impl<'a> Image<'a> {
@@ -70,6 +72,7 @@ impl<'a> Image<'a> {
             env: std::env::vars_os().collect(),
             fds: Vec::new(),
             listen_pid: false,
+            exact: false,
         }
     }
 
@@ -80,8 +83,8 @@ impl<'a> Image<'a> {
     /// opened on `/dev/null`, and entries of the environment without a name. Other threads end; while it fails, they may see
     /// the descriptors change.
     ///
-    /// As long as the program's path names the file that was opened, it runs by that path, as it would have without us: its `$0` and its
-    /// name in `ps` are the usual ones.
+    /// Unless it is to be [exact](Self::exact), and as long as the program's path names the file that was opened, it runs by that path, as it
+    /// would have without us: its `$0` and its name in `ps` are the usual ones.
     ///
     /// # Errors
     /// Returns only then: [`Error::Invalid`] for what cannot be passed, [`Error::Io`] naming the program otherwise.
@@ -96,7 +99,7 @@ impl<'a> Image<'a> {
         let mut launch = Launch::prepare(self, &start::recorded().nameless)?;
         let _undo =
             Undo::new(&launch).map_err(|e| Error::io("keep the descriptors that are to be replaced", e))?;
-        if self.program.same_file(self.program.path()) {
+        if !self.exact && self.program.same_file(self.program.path()) {
             launch.path = Some(c_string(self.program.path().as_os_str().as_bytes().to_vec())?);
         }
         for _ in 1..BUSY_TRIES {
