@@ -79,15 +79,7 @@ impl<'a> Steps<'a> {
         chain: &Chain,
         observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
     ) -> Result<Self> {
-        let mut drive = Drive::without_program(
-            control,
-            spec,
-            Order::Cold,
-            listeners_of(chain)?,
-            journal_of(chain)?,
-            observer,
-        )?;
-        name(&mut drive, chain);
+        let mut drive = driver(control, spec, Order::Cold, chain, observer)?;
         drive.take_lease()?;
         Ok(Self { drive })
     }
@@ -122,16 +114,8 @@ impl<'a> Steps<'a> {
         chain: &Chain,
         observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
     ) -> Result<Self> {
-        let mut drive = Drive::without_program(
-            control,
-            spec,
-            Order::Warm,
-            listeners_of(chain)?,
-            journal_of(chain)?,
-            observer,
-        )?;
+        let mut drive = driver(control, spec, Order::Warm, chain, observer)?;
         drive.set_program(program);
-        name(&mut drive, chain);
         drive.take_lease()?;
         Ok(Self { drive })
     }
@@ -153,10 +137,7 @@ impl<'a> Steps<'a> {
             incumbent: pidfd_of(chain)?,
             successor: copy(chain, &Role::Successor)?.map(Channel::new),
         };
-        let order = state.order();
-        let listeners = listeners_of(chain)?;
-        let mut drive =
-            Drive::without_program(control, spec, order, listeners, journal_of(chain)?, observer)?;
+        let mut drive = driver(control, spec, state.order(), chain, observer)?;
         drive.take_up(state, inherited)?;
         Ok(Some(Self { drive }))
     }
@@ -359,12 +340,21 @@ fn pidfd_of(chain: &Chain) -> Result<PidFd> {
     PidFd::from_fd(fd).map_err(|e| Error::io("use the incumbent's pidfd", e))
 }
 
-/// A handoff that was written down goes by the id that it was given there.
-fn name(drive: &mut Drive<'_>, chain: &Chain) {
-    let id = std::env::var(ID_VAR).ok().filter(|_| chain.get(&Role::Journal).is_some());
+/// A driver with what the chain has. A handoff that was written down goes by the id that it was given there.
+fn driver<'a>(
+    control: &'a Path,
+    spec: SpawnSpec,
+    order: Order,
+    chain: &Chain,
+    observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
+) -> Result<Drive<'a>> {
+    let (listeners, journal) = (listeners_of(chain)?, journal_of(chain)?);
+    let id = std::env::var(ID_VAR).ok().filter(|_| journal.is_some());
+    let mut drive = Drive::without_program(control, spec, order, listeners, journal, observer)?;
     if let Some(id) = id {
         drive.name_as(id);
     }
+    Ok(drive)
 }
 
 fn listeners_of(chain: &Chain) -> Result<Vec<(String, OwnedFd)>> {

@@ -297,21 +297,11 @@ impl Machine {
             (P::Draining, Input::Drained) => Go(P::Drained, vec![]),
             (P::Sealing, Input::Sealed) => Go(P::Sealed, vec![]),
             // The incumbent undid it, by itself or as it was asked: it serves.
-            (
-                P::Preparing
-                | P::Warming
-                | P::Warm
-                | P::Rearming
-                | P::Prepared
-                | P::Draining
-                | P::Drained
-                | P::Sealing
-                | P::Sealed
-                | P::Starting
-                | P::Retiring
-                | P::Aborting(_),
-                Input::Aborted(reason),
-            ) => self.end(Outcome::RolledBack(reason.clone())),
+            (phase, Input::Aborted(reason))
+                if phase.has_lease() || matches!(phase, P::Preparing | P::Retiring | P::Aborting(_)) =>
+            {
+                self.end(Outcome::RolledBack(reason.clone()))
+            }
             // What is still on its way when the lease is passed on is for the successor to read.
             _ => Ignore,
         }
@@ -353,23 +343,11 @@ impl Machine {
 
     fn on_successor_gone(&self, reason: Reason) -> Row {
         match &self.phase {
-            // There was none.
-            P::Prepared | P::Widowed | P::Retiring => Ignore,
-            P::Draining | P::Drained | P::Sealing | P::Sealed if self.order == Order::Cold => Ignore,
-            P::Warming
-            | P::Warm
-            | P::Rearming
-            | P::Draining
-            | P::Drained
-            | P::Sealing
-            | P::Sealed
-            | P::Starting => abort(reason),
+            // Otherwise there was none.
+            phase if phase.has_lease() && self.has_successor() => abort(reason),
             P::Orphaned => inquire(reason),
-            // It says that it goes, and its end follows.
-            P::Dismissing(_) => Ignore,
-            // The incumbent sees it too, and decides.
-            P::Deciding | P::Baking => Ignore,
-            P::Preparing | P::Aborting(_) | P::Inquiring | P::Done(_) | P::Became => Ignore,
+            // While it decides, the incumbent sees it too; one that was dismissed says that it goes, and its end follows.
+            _ => Ignore,
         }
     }
 
@@ -380,19 +358,12 @@ impl Machine {
             (_, Verdict::Committed) => self.end(Outcome::Committed),
             (_, Verdict::RolledBack { reason }) => self.end(Outcome::RolledBack(reason.clone())),
             // It cannot go back and is on its way out, and a successor that waits takes the lock then.
-            (
-                P::Warming
-                | P::Warm
-                | P::Rearming
-                | P::Draining
-                | P::Drained
-                | P::Sealing
-                | P::Sealed
-                | P::Starting
-                | P::Deciding
-                | P::Baking,
-                Verdict::NothingServing { .. },
-            ) if self.has_successor() => Go(P::Orphaned, vec![CloseLease, Arm(Timer::Silence)]),
+            (phase, Verdict::NothingServing { .. })
+                if self.has_successor()
+                    && (phase.has_lease() || matches!(phase, P::Deciding | P::Baking)) =>
+            {
+                Go(P::Orphaned, vec![CloseLease, Arm(Timer::Silence)])
+            }
             (P::Orphaned, Verdict::NothingServing { .. }) => Ignore,
             (_, Verdict::NothingServing { detail }) => self.end(Outcome::NothingServing(detail.clone())),
             (_, Verdict::Superseded) => inquire(Reason::SuccessorLost),
@@ -406,28 +377,13 @@ impl Machine {
         match &self.phase {
             P::Preparing => self.end(Outcome::Refused(Refusal::Lost)),
             // The successor watches the incumbent's pidfd, and takes the lock if it is dead.
-            P::Warming
-            | P::Warm
-            | P::Rearming
-            | P::Prepared
-            | P::Draining
-            | P::Drained
-            | P::Sealing
-            | P::Sealed
-            | P::Starting => self.bereave(vec![]),
+            phase if phase.has_lease() => self.bereave(vec![]),
             // It closes the lease before it announces that it ends.
             P::Retiring => Ignore,
             P::Aborting(reason) => {
                 Go(P::Orphaned, vec![CloseLease, Arm(Timer::Silence), Dismiss(reason.clone())])
             }
-            P::Deciding
-            | P::Baking
-            | P::Orphaned
-            | P::Widowed
-            | P::Inquiring
-            | P::Dismissing(_)
-            | P::Done(_)
-            | P::Became => Ignore,
+            _ => Ignore,
         }
     }
 
@@ -444,24 +400,10 @@ impl Machine {
         let reason = Reason::Operator { detail: detail.to_owned() };
         match &self.phase {
             P::Preparing => self.end(Outcome::RolledBack(reason)),
-            P::Warming
-            | P::Warm
-            | P::Rearming
-            | P::Prepared
-            | P::Draining
-            | P::Drained
-            | P::Sealing
-            | P::Sealed
-            | P::Starting => abort(reason),
+            phase if phase.has_lease() => abort(reason),
             P::Deciding | P::Baking => Go(self.phase.clone(), vec![SendCancel(detail.to_owned())]),
             P::Widowed => inquire(reason),
-            P::Retiring
-            | P::Aborting(_)
-            | P::Orphaned
-            | P::Inquiring
-            | P::Dismissing(_)
-            | P::Done(_)
-            | P::Became => Ignore,
+            _ => Ignore,
         }
     }
 
@@ -547,6 +489,23 @@ fn inquire(reason: Reason) -> Row {
 }
 
 impl Phase {
+    /// Whether the lease is this driver's to give up: from the incumbent's word that it is granted until it is passed on, or the incumbent
+    /// was told to undo or to end.
+    fn has_lease(&self) -> bool {
+        matches!(
+            self,
+            P::Warming
+                | P::Warm
+                | P::Rearming
+                | P::Prepared
+                | P::Draining
+                | P::Drained
+                | P::Sealing
+                | P::Sealed
+                | P::Starting
+        )
+    }
+
     /// Returns the phase's name, as the journal and the progress line show it.
     pub fn name(&self) -> &'static str {
         match self {
