@@ -343,13 +343,121 @@ _handoff() {
             return 0
             ;;
         handoff__subcmd__hold__subcmd__fds)
-            opts="-h --listen --inherit --from-incumbent --control --timeout --verbose --help"
+            opts="-h --listen --inherit --from-incumbent --from --list --json --forget --store --replace --serve --allow --allow-store --ready-fd --name --only --as --fd --stdin --control --timeout --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --listen)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --from)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --forget)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --store)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --serve)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --allow)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --allow-store)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --ready-fd)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --name)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --only)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --as)
+                    COMPREPLY=($(compgen -W "listen-fds server-starter einhorn s6 nginx" -- "${cur}"))
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --fd)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --stdin)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
@@ -519,12 +627,16 @@ _handoff() {
             return 0
             ;;
         handoff__subcmd__journal__subcmd__repair)
-            opts="-h --verbose --help"
+            opts="-h --journal --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --journal)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -533,7 +645,7 @@ _handoff() {
             return 0
             ;;
         handoff__subcmd__journal__subcmd__resume)
-            opts="-h --journal --control --verbose --help"
+            opts="-h --journal --control --wait --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -566,6 +678,13 @@ _handoff() {
                     fi
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
                     fi
                     return 0
                     ;;
@@ -878,7 +997,7 @@ _handoff() {
             return 0
             ;;
         handoff__subcmd__swap)
-            opts="-h --control --journal --drain-grace --deadline --warm-up-limit --stand-by --bake --health --health-interval --health-timeout --env --output --cgroup --no-reuse-args --progress --json --verbose --help"
+            opts="-h --control --journal --drain-grace --deadline --warm-up-limit --stand-by --bake --health --health-interval --health-timeout --env --output --cgroup --no-reuse-args --step --dry-run --progress --json --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1019,7 +1138,7 @@ _handoff_takes_value() {
         'status,--control' | 'status,--data-dir' | 'status,--timeout') return 0 ;;
         'commit,--control' | 'commit,--timeout' | 'commit,--progress') return 0 ;;
         'abort,--control' | 'abort,--timeout' | 'abort,--reason') return 0 ;;
-        'hold-fds,--listen' | 'hold-fds,--control' | 'hold-fds,--timeout') return 0 ;;
+        'hold-fds,--listen' | 'hold-fds,--from' | 'hold-fds,--forget' | 'hold-fds,--store' | 'hold-fds,--serve' | 'hold-fds,--allow' | 'hold-fds,--allow-store' | 'hold-fds,--ready-fd' | 'hold-fds,--name' | 'hold-fds,--only' | 'hold-fds,--as' | 'hold-fds,--fd' | 'hold-fds,--stdin' | 'hold-fds,--control' | 'hold-fds,--timeout') return 0 ;;
         'lock,--wait' | 'lock,--lock-file' | 'lock,--progress') return 0 ;;
         'drain,--control' | 'drain,--progress' | 'drain,--grace' | 'drain,--deadline' | 'drain,--stand-by' | 'drain,--bake') return 0 ;;
         'seal,--control' | 'seal,--progress') return 0 ;;
@@ -1029,7 +1148,8 @@ _handoff_takes_value() {
         'journal show,--journal' | 'journal show,--handoff') return 0 ;;
         'journal current,--journal' | 'journal current,--data-dir' | 'journal current,--control') return 0 ;;
         'journal timeline,--journal' | 'journal timeline,--svg' | 'journal timeline,--trace') return 0 ;;
-        'journal resume,--journal' | 'journal resume,--control') return 0 ;;
+        'journal resume,--journal' | 'journal resume,--control' | 'journal resume,--wait') return 0 ;;
+        'journal repair,--journal') return 0 ;;
         'kvd,--listen' | 'kvd,--data-dir' | 'kvd,--control' | 'kvd,--name' | 'kvd,--shards' | 'kvd,--max-clients' | 'kvd,--max-memory' | 'kvd,--version-label' | 'kvd,--compact-from' | 'kvd,--fail') return 0 ;;
         *) REPLY=; return 1 ;;
     esac
@@ -1048,7 +1168,7 @@ _handoff_operand() {
 
 # The program that follows a link is completed as it would be completed alone.
 _handoff_chain() {
-    local path= dashes= at=1 count=0 word REPLY
+    local path= dashes= behind= at=1 count=0 word REPLY
     while ((at < COMP_CWORD)); do
         word=${COMP_WORDS[at]}
         if [[ -z $dashes && $word == -- ]]; then
@@ -1062,6 +1182,7 @@ _handoff_chain() {
         elif _handoff_operand "$path" "$word" && [[ $REPLY == command ]]; then
             path+=${path:+ }$word
         elif _handoff_operand "$path" "$count" && [[ $REPLY == program ]]; then
+            _handoff_behind_successor "$at" "$path"
             break
         else
             ((count += 1))
@@ -1072,13 +1193,27 @@ _handoff_chain() {
         fi
         ((at += 1))
     done
-    if ((at < COMP_CWORD)); then
+    if ((at == COMP_CWORD)) && [[ $REPLY == program && -n $behind ]]; then
+        _handoff_complete_operand program "$2"
+    elif ((at < COMP_CWORD)); then
         _handoff_delegate "$at"
     elif ((at > COMP_CWORD)) || [[ -z $dashes && $2 == -* ]] || ! _handoff_operand "$path" "$count"; then
         _handoff "$@"
     else
         _handoff_complete_operand "$REPLY" "$2"
     fi
+}
+
+# A successor that is started is followed by one more program: moves `at` ($1) to it if that has begun.
+_handoff_behind_successor() {
+    local k
+    [[ $2 == exec-successor && " ${COMP_WORDS[*]:0:$1} " == *' --warm '* ]] || return
+    for ((k = $1 + 1; k < COMP_CWORD; k++)); do
+        if [[ ${COMP_WORDS[k]} == -- ]]; then
+            at=$((k + 1)) behind=yes
+            return
+        fi
+    done
 }
 
 # Completes a word ($2) of this kind ($1).

@@ -64,6 +64,8 @@ complete -c handoff -n "__fish_handoff_using_subcommand swap" -l progress -d 'Sh
 always\t'Also elsewhere, a line for each phase'
 never\t'Not at all'"
 complete -c handoff -n "__fish_handoff_using_subcommand swap" -l no-reuse-args -d 'Start PROG without arguments if none are given, instead of with the daemon\'s'
+complete -c handoff -n "__fish_handoff_using_subcommand swap" -l step -d 'Pause between the phases, and ask at the terminal: continue, status, shell or abort'
+complete -c handoff -n "__fish_handoff_using_subcommand swap" -l dry-run -d 'Check all that can be checked, change nothing, and say what would stand in the way'
 complete -c handoff -n "__fish_handoff_using_subcommand swap" -l json -d 'Print the outcome as one JSON object'
 complete -c handoff -n "__fish_handoff_using_subcommand swap" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand swap" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -89,10 +91,29 @@ complete -c handoff -n "__fish_handoff_using_subcommand abort" -l json -d 'Print
 complete -c handoff -n "__fish_handoff_using_subcommand abort" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand abort" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l listen -d 'Bind a socket and call it NAME; may be given several times' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l from -d 'Fetch copies of the sockets of the holder at this path; with --listen, bind where there is none' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l forget -d 'Make the holder close this socket; may be given several times' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l store -d 'Give copies of the sockets to the holder at this path' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l serve -d 'Stay, and give copies of the sockets to those that come to this path' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l allow -d 'Let this user, or :GROUP, list sockets and have copies, beside root and the holder\'s own user' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l allow-store -d 'Let this user, or :GROUP, store and remove sockets too' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l ready-fd -d 'Write a newline to this descriptor and close it when the holder is ready, as s6 expects' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l name -d 'Call the socket that came as OLD by this name: its name, its number or its address' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l only -d 'Pass on this socket and no other; may be given several times' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l as -d 'Tell the program of its sockets so: listen-fds (the default), server-starter, einhorn, s6 or nginx; may be given several times' -r -f -a "listen-fds\t''
+server-starter\t''
+einhorn\t''
+s6\t''
+nginx\t''"
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l fd -d 'Put a socket at this descriptor' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l stdin -d 'Make a socket the program\'s standard input' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l control -d 'The control socket of the daemon that serves [default: control in the data directory]' -r -F
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l timeout -d 'Wait so long for an answer' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l inherit -d 'Take the sockets that a service manager passed, and make sure that they listen'
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l from-incumbent -d 'Fetch copies of the sockets of the daemon that serves; with --listen, bind where none does'
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l list -d 'Print what the holder has: name, kind, address'
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l json -d 'Print one JSON array'
+complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l replace -d 'Let those that are stored take the place of others of their names'
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand hold-fds" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand lock" -l wait -d 'Wait so long while another process has the lock, or `forever`, instead of failing at once' -r -f
@@ -161,7 +182,7 @@ complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from record" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from record" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from show" -l journal -d 'Read this journal' -r -F
-complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from show" -l handoff -d 'Show only this handoff' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from show" -l handoff -d 'Show only this handoff, by its id or the beginning of it' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from show" -s f -l follow -d 'Go on showing what is added'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from show" -l json -d 'Print each record as it stands in the file, a JSON object a line'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from show" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
@@ -179,8 +200,10 @@ complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from timeline" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -l journal -d 'Read this journal' -r -F
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -l control -d 'Ask the daemon at this Unix socket [default: the one that the journal names]' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -l wait -d 'Ask for so long about a handoff that is still going on' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from resume" -s h -l help -d 'Print help'
+complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from repair" -l journal -d 'Repair this journal' -r -F
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from repair" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from repair" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l listen -d 'Listen on this address' -r -f
@@ -209,7 +232,7 @@ function __handoff_takes_value
             return 0
         case 'abort,--control' 'abort,--timeout' 'abort,--reason'
             return 0
-        case 'hold-fds,--listen' 'hold-fds,--control' 'hold-fds,--timeout'
+        case 'hold-fds,--listen' 'hold-fds,--from' 'hold-fds,--forget' 'hold-fds,--store' 'hold-fds,--serve' 'hold-fds,--allow' 'hold-fds,--allow-store' 'hold-fds,--ready-fd' 'hold-fds,--name' 'hold-fds,--only' 'hold-fds,--as' 'hold-fds,--fd' 'hold-fds,--stdin' 'hold-fds,--control' 'hold-fds,--timeout'
             return 0
         case 'lock,--wait' 'lock,--lock-file' 'lock,--progress'
             return 0
@@ -229,7 +252,9 @@ function __handoff_takes_value
             return 0
         case 'journal timeline,--journal' 'journal timeline,--svg' 'journal timeline,--trace'
             return 0
-        case 'journal resume,--journal' 'journal resume,--control'
+        case 'journal resume,--journal' 'journal resume,--control' 'journal resume,--wait'
+            return 0
+        case 'journal repair,--journal'
             return 0
         case 'kvd,--listen' 'kvd,--data-dir' 'kvd,--control' 'kvd,--name' 'kvd,--shards' 'kvd,--max-clients' 'kvd,--max-memory' 'kvd,--version-label' 'kvd,--compact-from' 'kvd,--fail'
             return 0
@@ -273,6 +298,11 @@ function __handoff_place
         else if test "$(__handoff_operand "$link" "$word")" = command
             set link (string trim "$link $word")
         else if test "$(__handoff_operand "$link" $count)" = program
+            if test "$link" = exec-successor; and contains -- --warm $words[1..$at]
+                # A successor that is started is followed by one more program.
+                set -l behind (contains --index -- -- $words[$at..-1])
+                and set at (math $at + $behind)
+            end
             break
         else
             set count (math $count + 1)

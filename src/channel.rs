@@ -1,4 +1,4 @@
-//! A connection that carries messages, one JSON object a line, with descriptors.
+//! A connection that carries lines with descriptors, and one that carries messages, a JSON object a line.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,12 +15,22 @@ use crate::sys::unix;
 /// How many bytes may wait for a peer that does not read, before it is given up.
 const BACKLOG_MAX: usize = 4 << 20;
 
-/// One end of a connection.
-///
-/// Nothing here blocks but [`wait`](Self::wait) and [`deliver`](Self::deliver), which take a deadline.
+/// How much of a peer is borne with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// How long a line may be, with its newline.
+    pub line: usize,
+    /// How many descriptors may come with one.
+    pub fds: usize,
+    /// How many bytes may wait for a peer that does not read.
+    pub backlog: usize,
+}
+
+/// One end of a connection that carries lines. Nothing here blocks.
 #[derive(Debug)]
-pub struct Channel {
+pub(crate) struct Lines {
     socket: OwnedFd,
+    limits: Limits,
     input: Vec<u8>,
     /// How many bytes were taken out of `input` so far; positions of descriptors count from the connection's start.
     consumed: u64,
@@ -28,6 +38,14 @@ pub struct Channel {
     output: VecDeque<Outgoing>,
     waiting_bytes: usize,
     closed: bool,
+}
+
+/// One end of a connection that carries messages.
+///
+/// Nothing here blocks but [`wait`](Self::wait) and [`deliver`](Self::deliver), which take a deadline.
+#[derive(Debug)]
+pub struct Channel {
+    lines: Lines,
 }
 
 #[derive(Debug)]
@@ -46,11 +64,12 @@ pub enum Incoming {
     Unknown(String),
 }
 
-impl Channel {
+impl Lines {
     /// Wraps a connected stream socket.
-    pub fn new(socket: OwnedFd) -> Self {
+    pub(crate) fn new(socket: OwnedFd, limits: Limits) -> Self {
         Self {
             socket,
+            limits,
             input: vec![],
             consumed: 0,
             received: VecDeque::new(),
@@ -60,21 +79,18 @@ impl Channel {
         }
     }
 
-    /// Queues a message, and sends as much as goes at once.
+    /// Queues a line, which ends in a newline, and sends as much as goes at once.
     ///
     /// # Errors
     ///
     /// The peer is gone, or has let too much wait.
-    pub fn send(&mut self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<()> {
-        let mut bytes = serde_json::to_vec(message)
-            .map_err(|e| Error::io(format!("write {}", message.name()), io::Error::from(e)))?;
-        bytes.push(b'\n');
+    pub(crate) fn send(&mut self, bytes: Vec<u8>, fds: &[BorrowedFd<'_>]) -> Result<()> {
         let fds = fds.iter().map(BorrowedFd::try_clone_to_owned).collect::<io::Result<Vec<_>>>();
-        let fds = fds.map_err(|e| Error::io(format!("copy the descriptors of {}", message.name()), e))?;
+        let fds = fds.map_err(|e| Error::io("copy the descriptors of a message", e))?;
         self.waiting_bytes += bytes.len();
         self.output.push_back(Outgoing { bytes, sent: 0, fds });
         self.flush()?;
-        if self.waiting_bytes > BACKLOG_MAX {
+        if self.waiting_bytes > self.limits.backlog {
             return Err(Error::Protocol {
                 expected: "a peer that reads".to_owned(),
                 got: "one that does not".to_owned(),
@@ -83,39 +99,18 @@ impl Channel {
         Ok(())
     }
 
-    /// Sends a message whole before the deadline.
-    ///
-    /// # Errors
-    ///
-    /// As [`send`](Self::send), or the deadline passed.
-    pub fn deliver(&mut self, message: &Message, fds: &[BorrowedFd<'_>], deadline: Instant) -> Result<()> {
-        self.send(message, fds)?;
-        while self.wants_write() {
-            if !poll::wait_one(self.as_fd(), Want::Write, Some(deadline))? {
-                return Err(Error::TimedOut { waiting_for: format!("the peer to take {}", message.name()) });
-            }
-            self.flush()?;
-        }
-        Ok(())
-    }
-
     /// Returns whether a whole line has been taken in and not yet been asked for.
-    pub fn has_line(&self) -> bool {
+    pub(crate) fn has_line(&self) -> bool {
         self.input.contains(&b'\n')
     }
 
     /// Returns whether nothing is half read or half written here, so that another process can go on with the socket.
-    pub fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         self.input.is_empty() && self.received.is_empty() && self.output.is_empty()
     }
 
-    /// Returns the socket.
-    pub fn into_socket(self) -> OwnedFd {
-        self.socket
-    }
-
     /// Returns whether something is left to send.
-    pub fn wants_write(&self) -> bool {
+    pub(crate) fn wants_write(&self) -> bool {
         !self.output.is_empty()
     }
 
@@ -124,7 +119,7 @@ impl Channel {
     /// # Errors
     ///
     /// The peer is gone.
-    pub fn flush(&mut self) -> Result<()> {
+    pub(crate) fn flush(&mut self) -> Result<()> {
         while let Some(next) = self.output.front_mut() {
             let fds: Vec<BorrowedFd<'_>> = next.fds.iter().map(AsFd::as_fd).collect();
             match unix::send(self.socket.as_fd(), &next.bytes[next.sent..], &fds) {
@@ -151,10 +146,11 @@ impl Channel {
     ///
     /// Descriptors that did not fit, or a failing system call. End of file and ECONNRESET are
     /// both just the peer's end.
-    pub fn fill(&mut self) -> Result<bool> {
+    pub(crate) fn fill(&mut self) -> Result<bool> {
         let mut buffer = [0; 16 << 10];
-        while !self.closed && self.input.len() <= LINE_MAX {
-            let got = match unix::receive(self.socket.as_fd(), &mut buffer) {
+        let buffer = &mut buffer[..self.limits.line.min(16 << 10)];
+        while !self.closed && self.input.len() <= self.limits.line {
+            let got = match unix::receive(self.socket.as_fd(), buffer, self.limits.fds) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 // What was sent before has been delivered: this is how a close with something unread looks.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => unix::Received::default(),
@@ -164,8 +160,8 @@ impl Channel {
             self.input.extend_from_slice(&buffer[..got.bytes]);
             let whole = buffer[..got.bytes].contains(&b'\n');
             // With a line's end, some of them may be the next line's.
-            if got.truncated || (!whole && self.received.len() + got.fds.len() > FDS_MAX) {
-                return Err(too_many_fds());
+            if got.truncated || (!whole && self.received.len() + got.fds.len() > self.limits.fds) {
+                return Err(self.too_many_fds());
             }
             // The kernel ends a receive with the piece that descriptors came with, and they came with its line's beginning.
             let at = self.consumed + self.input.len() as u64;
@@ -177,16 +173,17 @@ impl Channel {
         Ok(!self.closed)
     }
 
-    /// Returns the next whole message that was taken in.
+    /// Returns the next whole line that was taken in, with its newline and its descriptors.
     ///
     /// # Errors
     ///
-    /// What is there is no message.
-    pub fn next(&mut self) -> Result<Option<Incoming>> {
+    /// It is too long, or came with too many descriptors.
+    pub(crate) fn next(&mut self) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
         let Some(end) = self.input.iter().position(|byte| *byte == b'\n') else {
-            if self.input.len() > LINE_MAX {
+            if self.input.len() > self.limits.line {
                 let got = format!("{} bytes without a newline", self.input.len());
-                return Err(Error::Protocol { expected: format!("lines of at most {LINE_MAX} bytes"), got });
+                let expected = format!("lines of at most {} bytes", self.limits.line);
+                return Err(Error::Protocol { expected, got });
             }
             return Ok(None);
         };
@@ -196,10 +193,121 @@ impl Channel {
         while self.received.front().is_some_and(|(at, _)| *at <= self.consumed) {
             fds.extend(self.received.pop_front().map(|(_, fd)| fd));
         }
-        if fds.len() > FDS_MAX {
-            return Err(too_many_fds());
+        if fds.len() > self.limits.fds {
+            return Err(self.too_many_fds());
         }
-        parse(&line, fds).map(Some)
+        Ok(Some((line, fds)))
+    }
+
+    /// Takes in and returns the next line, or none where it has not arrived yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`fill`](Self::fill) and [`next`](Self::next); [`Error::PeerLost`] when everything was read and the peer's end is
+    /// closed.
+    pub(crate) fn receive(&mut self) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+        if let Some(line) = self.next()? {
+            return Ok(Some(line));
+        }
+        let open = self.fill()?;
+        match self.next()? {
+            None if !open => Err(Error::PeerLost { waiting_for: "a message".to_owned() }),
+            line => Ok(line),
+        }
+    }
+
+    /// Sends what is left before the deadline.
+    ///
+    /// # Errors
+    ///
+    /// As [`flush`](Self::flush), or the deadline passed.
+    pub(crate) fn deliver(&mut self, what: &str, deadline: Instant) -> Result<()> {
+        while self.wants_write() {
+            if !poll::wait_one(self.as_fd(), Want::Write, Some(deadline))? {
+                return Err(Error::TimedOut { waiting_for: format!("the peer to take {what}") });
+            }
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn too_many_fds(&self) -> Error {
+        let expected = format!("at most {} descriptors a message", self.limits.fds);
+        Error::Protocol { expected, got: "more".to_owned() }
+    }
+}
+
+impl AsFd for Lines {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Channel {
+    /// Wraps a connected stream socket.
+    pub fn new(socket: OwnedFd) -> Self {
+        let limits = Limits { line: LINE_MAX, fds: FDS_MAX, backlog: BACKLOG_MAX };
+        Self { lines: Lines::new(socket, limits) }
+    }
+
+    /// Queues a message, and sends as much as goes at once.
+    ///
+    /// # Errors
+    ///
+    /// The peer is gone, or has let too much wait.
+    pub fn send(&mut self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        let mut bytes = serde_json::to_vec(message)
+            .map_err(|e| Error::io(format!("write {}", message.name()), io::Error::from(e)))?;
+        bytes.push(b'\n');
+        self.lines.send(bytes, fds)
+    }
+
+    /// Sends a message whole before the deadline.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send), or the deadline passed.
+    pub fn deliver(&mut self, message: &Message, fds: &[BorrowedFd<'_>], deadline: Instant) -> Result<()> {
+        self.send(message, fds)?;
+        self.lines.deliver(message.name(), deadline)
+    }
+
+    /// Returns whether a whole line has been taken in and not yet been asked for.
+    pub fn has_line(&self) -> bool {
+        self.lines.has_line()
+    }
+
+    /// Returns whether nothing is half read or half written here, so that another process can go on with the socket.
+    pub fn is_clean(&self) -> bool {
+        self.lines.is_clean()
+    }
+
+    /// Returns the socket.
+    pub fn into_socket(self) -> OwnedFd {
+        self.lines.socket
+    }
+
+    /// Returns whether something is left to send.
+    pub fn wants_write(&self) -> bool {
+        self.lines.wants_write()
+    }
+
+    /// Sends as much as goes at once.
+    ///
+    /// # Errors
+    ///
+    /// The peer is gone.
+    pub fn flush(&mut self) -> Result<()> {
+        self.lines.flush()
+    }
+
+    /// Returns the next whole message that was taken in.
+    ///
+    /// # Errors
+    ///
+    /// What is there is no message.
+    pub fn next(&mut self) -> Result<Option<Incoming>> {
+        self.lines.next()?.map(|(line, fds)| parse(&line, fds)).transpose()
     }
 
     /// Takes in and returns the next message, or none where it has not arrived yet.
@@ -209,14 +317,7 @@ impl Channel {
     /// As [`fill`](Self::fill) and [`next`](Self::next); [`Error::PeerLost`] when everything was read and the peer's end is
     /// closed.
     pub fn receive(&mut self) -> Result<Option<Incoming>> {
-        if let Some(incoming) = self.next()? {
-            return Ok(Some(incoming));
-        }
-        let open = self.fill()?;
-        match self.next()? {
-            None if !open => Err(Error::PeerLost { waiting_for: "a message".to_owned() }),
-            incoming => Ok(incoming),
-        }
+        self.lines.receive()?.map(|(line, fds)| parse(&line, fds)).transpose()
     }
 
     /// Waits for the next message.
@@ -248,12 +349,8 @@ impl Channel {
 
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.lines.as_fd()
     }
-}
-
-fn too_many_fds() -> Error {
-    Error::Protocol { expected: format!("at most {FDS_MAX} descriptors a message"), got: "more".to_owned() }
 }
 
 #[derive(Deserialize)]

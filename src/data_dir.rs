@@ -396,6 +396,11 @@ impl LockOptions {
         DataDirLock::from_fd(fd, self.place(dir)?)
     }
 
+    /// Returns which file is the lock file, where there is one.
+    pub(crate) fn identity_at(&self, dir: &Path) -> Result<Option<Identity>> {
+        self.place(dir)?.identity_at_path()
+    }
+
     fn place(&self, dir: &Path) -> Result<Place> {
         let name = Path::new(&self.file_name);
         let mut components = name.components();

@@ -188,7 +188,9 @@ impl fmt::Display for Error {
                 write!(f, "busy: handoff {handoff} has been going on for {age_ms} ms and is in phase {phase}")
             }
             Self::Refused { reason } => write!(f, "refused: {reason}"),
-            Self::Descriptor { name, fd, detail } => write!(f, "descriptor {fd} ({name}): {detail}"),
+            Self::Descriptor { name, fd, detail } => {
+                write!(f, "unable to use descriptor {fd} ({name}): {detail}")
+            }
             Self::Invalid { detail } => f.write_str(detail),
             Self::Hook { hook, detail } => write!(f, "hook {hook} failed: {detail}"),
         }

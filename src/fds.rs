@@ -12,6 +12,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 
+use crate::dialect::LAYOUT_VAR;
 use crate::error::{Error, Result};
 use crate::sys::inherit;
 use crate::sys::socket::{self, Family, SocketKind, Transport};
@@ -22,6 +23,13 @@ pub const HANDOFF_FDS: &str = "HANDOFF_FDS";
 
 /// The first descriptor that `LISTEN_FDS` counts from (`SD_LISTEN_FDS_START`, sd_listen_fds(3)).
 pub const LISTEN_START: RawFd = 3;
+
+/// The variables of sd_listen_fds(3).
+pub(crate) const LISTEN_VARS: [&str; 4] = ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_PIDFDID"];
+
+/// What to look for where a descriptor is closed.
+pub(crate) const WHO_CLOSES: &str = "something between here and the process that passed it closed it (sudo without -C, a closefrom, a language \
+                                     runtime that closes descriptors at exec)";
 
 /// What a descriptor of the table is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -89,14 +97,25 @@ pub struct Entry {
 ///
 /// It is empty or longer than 255 bytes, or contains what separates entries of the table or names of `LISTEN_FDNAMES`.
 pub fn check_name(name: &str) -> Result<()> {
-    let fits = |c: char| c.is_ascii_graphic() && !matches!(c, ':' | '=' | '@');
-    if !name.is_empty() && name.len() <= 255 && name.chars().all(fits) {
+    if !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(fits_name) {
         return Ok(());
     }
     let detail = format!(
-        "{name:?} cannot name a listener: use 1 to 255 printable ASCII characters other than space, ':', '=' and '@'"
+        "{name:?} cannot name a listener: use 1 to {NAME_MAX} printable ASCII characters other than space, ':' and '='"
     );
     Err(Error::Invalid { detail })
+}
+
+/// How long a name may be; service managers have the same limit.
+const NAME_MAX: usize = 255;
+
+fn fits_name(c: char) -> bool {
+    c.is_ascii_graphic() && !matches!(c, ':' | '=')
+}
+
+/// Returns a name that somebody else gave, with dots for what cannot be in a name here.
+pub(crate) fn fit_name(name: &str) -> String {
+    name.chars().map(|c| if fits_name(c) { c } else { '.' }).take(NAME_MAX).collect()
 }
 
 /// Makes sure that a descriptor is a socket that takes connections, or packets at an address.
@@ -170,6 +189,8 @@ fn parse_entry(word: &str) -> Option<Entry> {
 /// A descriptor is closed, or is another one than was passed.
 pub fn take() -> Result<Vec<(Role, OwnedFd)>> {
     let listen = take_listen_vars();
+    // It says how to pass on what is taken here.
+    inherit::take_var(LAYOUT_VAR);
     match inherit::take_var(HANDOFF_FDS) {
         Some(text) => {
             let text = text
@@ -181,22 +202,32 @@ pub fn take() -> Result<Vec<(Role, OwnedFd)>> {
     }
 }
 
+/// Takes the listening sockets of a table, each verified.
+pub(crate) fn adopt_listeners(table: &str) -> Result<Vec<(String, OwnedFd)>> {
+    let entries = parse(table)?.into_iter().map(adopt);
+    entries
+        .filter_map(|adopted| match adopted {
+            Ok((Role::Listener(name), fd)) => Some(Ok((name, fd))),
+            Ok(_) => None,
+            Err(e) => Some(Err(e)),
+        })
+        .collect()
+}
+
 fn adopt(entry: Entry) -> Result<(Role, OwnedFd)> {
     let name = entry.role.to_string();
     let number = entry.number;
     let fd = inherit::adopt(number).map_err(|_| Error::Descriptor {
         name: name.clone(),
         fd: number,
-        detail: "it is closed; something between here and the process that passed it closed it (sudo without -C, a closefrom, a \
-                 language runtime that closes descriptors at exec)"
-            .to_owned(),
+        detail: format!("it is closed; {WHO_CLOSES}"),
     })?;
     let found = identity(fd.as_fd(), &entry.role, number)?;
     if found == entry.identity {
         return Ok((entry.role, fd));
     }
     let detail = format!(
-        "it should be {} and is {found}: the number was closed and used again on the way",
+        "it should be {} and is {found}: the number was closed and used again; {WHO_CLOSES}",
         entry.identity
     );
     // It belongs to somebody else in this process: leave it open.
@@ -213,6 +244,13 @@ fn identity(fd: BorrowedFd<'_>, role: &Role, number: RawFd) -> Result<String> {
     }
     let inode = socket::inode(fd).map_err(|e| Error::io(attempt(), e))?;
     Ok(format!("inode:{}:{}", inode.dev, inode.ino))
+}
+
+/// Returns the process that the `LISTEN_*` variables are meant for, where it is not this one: whoever was to consume them did not, or
+/// started this one beside itself instead of becoming it.
+pub fn listen_pid_of_another() -> Option<u32> {
+    let pid: u32 = std::env::var("LISTEN_PID").ok()?.parse().ok()?;
+    (pid != std::process::id()).then_some(pid)
 }
 
 /// The `LISTEN_*` variables where they are meant for this process: how many, and their names.
@@ -247,13 +285,12 @@ fn adopt_listen((count, names): (RawFd, Vec<String>)) -> Result<Vec<(Role, Owned
         let name = names
             .get(i as usize)
             .filter(|name| !name.is_empty())
-            .cloned()
-            .unwrap_or_else(|| number.to_string());
+            .map_or_else(|| number.to_string(), |name| fit_name(name));
         let fd = inherit::adopt(number).map_err(|_| Error::Descriptor {
             name: name.clone(),
             fd: number,
             detail: format!(
-                "LISTEN_FDS says {count} descriptors from {LISTEN_START}, but this one is closed"
+                "LISTEN_FDS says {count} descriptors from {LISTEN_START}, but this one is closed; {WHO_CLOSES}"
             ),
         })?;
         taken.push((Role::Listener(name), fd));
@@ -289,8 +326,7 @@ impl<'a> Plan<'a> {
             .zip(LISTEN_START..)
             .map(|((role, fd), number)| (role, number, fd))
             .collect();
-        let ours = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES", HANDOFF_FDS];
-        image.env.retain(|(name, _)| !ours.iter().any(|our| name == our));
+        image.env.retain(|(name, _)| name != HANDOFF_FDS && !LISTEN_VARS.iter().any(|var| name == var));
         image.env.push((HANDOFF_FDS.into(), render(&entries)?.into()));
         if !self.listeners.is_empty() {
             let names: Vec<&str> = self.listeners.iter().map(|(name, _)| *name).collect();
@@ -448,6 +484,8 @@ mod tests {
     #[test]
     fn a_descriptor_that_was_used_again_is_named_and_left_open() {
         let (a, _b) = crate::sys::unix::pair().unwrap();
+        // As it is in a process that inherited it.
+        crate::sys::file::clear_cloexec(a.as_fd());
         let entry = Entry { role: Role::Channel, number: a.as_raw_fd(), identity: "inode:1:2".to_owned() };
         let error = adopt(entry).unwrap_err().to_string();
         assert!(error.contains("channel") && error.contains("used again"), "{error}");
@@ -466,9 +504,16 @@ mod tests {
 
     #[test]
     fn names_that_would_break_the_table_are_refused() {
-        check_name("http-v2.tls").unwrap();
-        for name in ["", "a b", "a:b", "a=b", "a@b", "ü", &"x".repeat(256)] {
+        for name in ["http-v2.tls", "greeter@1.socket"] {
+            check_name(name).unwrap();
+        }
+        for name in ["", "a b", "a:b", "a=b", "ü", &"x".repeat(256)] {
             assert!(check_name(name).is_err(), "{name:?}");
         }
+        for (name, fitted) in [("tcp:[::1]:80", "tcp.[..1].80"), ("a b=ü", "a.b..")] {
+            assert_eq!(fit_name(name), fitted);
+        }
+        let [entry] = parse("listener.a@b=4@inode:1:2").unwrap().try_into().unwrap();
+        assert_eq!((entry.role, entry.number), (Role::Listener("a@b".to_owned()), 4));
     }
 }

@@ -300,6 +300,7 @@ impl Identity {
             binary,
             args: std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect(),
             build_id,
+            directory: process::starting_directory(),
         };
         Ok(Self { owner, previous: None })
     }
@@ -351,8 +352,8 @@ impl Superseded {
         &self.record
     }
 
-    /// Becomes the successor's program, with its arguments, the listening sockets and the lock: a cold start that inherits
-    /// them.
+    /// Becomes the successor's program, in the directory that it was started in, with its arguments, the listening sockets and
+    /// the lock: a cold start that inherits them.
     ///
     /// # Errors
     ///
@@ -371,6 +372,21 @@ impl Superseded {
         let mut image = spawn::Image::new(&program);
         image.args = self.record.owner.args.iter().map(Into::into).collect();
         plan.install(&mut image)?;
-        Err(image.exec())
+        let before = std::env::current_dir();
+        self.enter_directory();
+        let failure = image.exec();
+        if let Ok(before) = before {
+            // It was there a moment ago, and what follows is the caller's to decide.
+            let _ = std::env::set_current_dir(before);
+        }
+        Err(failure)
+    }
+
+    /// A directory that is gone keeps nobody from serving.
+    fn enter_directory(&self) {
+        let Some(directory) = &self.record.owner.directory else { return };
+        if let Err(error) = std::env::set_current_dir(directory) {
+            tracing::warn!(directory = %directory.display(), %error, "unable to start where the successor was started");
+        }
     }
 }

@@ -560,16 +560,11 @@ impl Spec {
 
     /// What is wrong with the command line is told from what the kernel says.
     fn bind_path(&self, transport: Transport, path: &Path) -> Result<io::Result<OwnedFd>> {
-        let number = |who: &Option<String>, file, what| match who {
-            None => Ok(None),
-            Some(who) => number_of(who, Path::new(file)).map(Some).ok_or_else(|| Error::Invalid {
-                detail: format!("listener {}: there is no {what} {who:?} in {file}", self.name),
-            }),
-        };
+        let about = |e: Error| Error::Invalid { detail: format!("listener {}: {e}", self.name) };
         let access = Access {
             mode: self.mode,
-            uid: number(&self.owner, "/etc/passwd", "user")?,
-            gid: number(&self.group, "/etc/group", "group")?,
+            uid: self.owner.as_deref().map(user_number).transpose().map_err(about)?,
+            gid: self.group.as_deref().map(group_number).transpose().map_err(about)?,
         };
         Ok(match bind::unix_path(transport, path, &self.options, access) {
             Ok(Ok(fd)) => Ok(fd),
@@ -604,6 +599,29 @@ impl Spec {
         }
     }
 }
+
+/// Returns the number of a user, by name or number.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] where /etc/passwd has none of this name.
+pub fn user_number(who: &str) -> Result<u32> {
+    let detail = || Error::Invalid { detail: format!("there is no user {who:?} in {USERS}") };
+    number_of(who, Path::new(USERS)).ok_or_else(detail)
+}
+
+/// Returns the number of a group, by name or number.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] where /etc/group has none of this name.
+pub fn group_number(who: &str) -> Result<u32> {
+    let detail = || Error::Invalid { detail: format!("there is no group {who:?} in {GROUPS}") };
+    number_of(who, Path::new(GROUPS)).ok_or_else(detail)
+}
+
+const USERS: &str = "/etc/passwd";
+const GROUPS: &str = "/etc/group";
 
 /// Returns the number of a user or a group, from its number or from the file that lists them by name.
 fn number_of(who: &str, file: &Path) -> Option<u32> {

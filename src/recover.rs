@@ -17,7 +17,7 @@ use crate::sys::poll;
 /// How long one daemon may take to answer.
 const ANSWER: Duration = Duration::from_secs(1);
 /// How long the parties are asked after a restart, before nobody knows.
-const INQUIRY: Duration = Duration::from_secs(10);
+pub(crate) const INQUIRY: Duration = Duration::from_secs(10);
 /// Between two rounds of questions.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -69,16 +69,16 @@ impl SuccessorsProgram {
 }
 
 /// Finds out how the handoff that was left open in the journal ended, and records it.
-pub(crate) fn recover(journal: &Path, control: &Path) -> error::Result<Option<Recovered>> {
-    recover_in(&mut Journal::open(journal)?, control)
+pub(crate) fn recover(
+    journal: &Path,
+    control: &Path,
+    patience: Duration,
+) -> error::Result<Option<Recovered>> {
+    recover_in(&mut Journal::open(journal)?, control, patience)
 }
 
 /// The same, in a journal that this process holds.
-pub(crate) fn recover_in(journal: &mut Journal, control: &Path) -> error::Result<Option<Recovered>> {
-    recover_within(journal, control, INQUIRY)
-}
-
-fn recover_within(
+pub(crate) fn recover_in(
     journal: &mut Journal,
     control: &Path,
     patience: Duration,
@@ -236,7 +236,8 @@ impl Parties {
         let command: Vec<String> = std::iter::once(program.binary.display().to_string())
             .chain(program.args.iter().cloned())
             .collect();
-        format!("nobody serves; start {standing}: {}", command.join(" "))
+        let place = program.directory.map_or(String::new(), |dir| format!(", in {}", dir.display()));
+        format!("nobody serves; start {standing}{place}: {}", command.join(" "))
     }
 }
 
@@ -296,11 +297,11 @@ mod tests {
         journal.append("h1", Actor::Driver, begun(dir.path())).unwrap();
         // Somebody holds it and does not answer.
         let lock = DataDirLock::acquire(dir.path()).unwrap();
-        let recovered = recover_within(&mut journal, &control, Duration::ZERO).unwrap().unwrap();
+        let recovered = recover_in(&mut journal, &control, Duration::ZERO).unwrap().unwrap();
         assert!(matches!(recovered.outcome, Outcome::Undecided(_)), "{recovered:?}");
         drop(lock);
-        let recovered = recover_within(&mut journal, &control, Duration::ZERO).unwrap().unwrap();
+        let recovered = recover_in(&mut journal, &control, Duration::ZERO).unwrap().unwrap();
         assert!(matches!(recovered.outcome, Outcome::NothingServing(_)), "{recovered:?}");
-        assert_eq!(recover_within(&mut journal, &control, Duration::ZERO).unwrap(), None, "that was final");
+        assert_eq!(recover_in(&mut journal, &control, Duration::ZERO).unwrap(), None, "that was final");
     }
 }

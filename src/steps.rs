@@ -271,7 +271,7 @@ impl<'a> Steps<'a> {
     ///
     /// Returns only then, and where the handoff is over.
     pub fn exec_successor(mut self, chain: &mut Chain, program: &Program, args: &[OsString]) -> Stayed<'a> {
-        match self.prepare_successor(chain) {
+        match self.prepare_successor(chain, program, args) {
             Ok(()) if self.drive.has_become() => {
                 drop(self);
                 Stayed::Failed(chain.exec(program, args))
@@ -290,8 +290,9 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
-    fn prepare_successor(&mut self, chain: &mut Chain) -> Result<()> {
+    fn prepare_successor(&mut self, chain: &mut Chain, program: &Program, args: &[OsString]) -> Result<()> {
         self.hand_over_listeners(chain)?;
+        self.drive.note_target(program, args)?;
         self.drive.go(Next::Become)?;
         if !self.drive.has_become() {
             // It was over before that, and the incumbent serves.

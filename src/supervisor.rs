@@ -26,6 +26,7 @@ pub struct Supervisor {
     control: PathBuf,
     listeners: Vec<(String, std::io::Result<OwnedFd>)>,
     journal: Option<PathBuf>,
+    patience: Duration,
 }
 
 /// What to start, and how long everything may take.
@@ -199,7 +200,7 @@ impl Supervisor {
                 detail: format!("{} has no file name: expected a socket's path", control.display()),
             });
         }
-        Ok(Self { control, listeners: vec![], journal: None })
+        Ok(Self { control, listeners: vec![], journal: None, patience: recover::INQUIRY })
     }
 
     /// Adds a listening socket to pass to successors. A copy is kept; what is wrong with it is said by the handoff.
@@ -216,6 +217,13 @@ impl Supervisor {
         self
     }
 
+    /// Sets for how long a handoff that is still going on is asked about, before nobody knows how it ended: 10 seconds by default.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// Finds out how the handoff ended in whose middle an earlier driver died, and records it. Without a journal, or with
     /// nothing left open in it, there is nothing to do.
     ///
@@ -224,7 +232,7 @@ impl Supervisor {
     /// The journal cannot be read or written.
     pub fn resume_from_journal(&self) -> Result<Option<Recovered>> {
         match &self.journal {
-            Some(path) => recover::recover(path, &self.control),
+            Some(path) => recover::recover(path, &self.control, self.patience),
             None => Ok(None),
         }
     }
@@ -235,7 +243,7 @@ impl Supervisor {
     ///
     /// The journal cannot be read or written.
     pub fn resume_in(&self, journal: &mut Journal) -> Result<Option<Recovered>> {
-        recover::recover_in(journal, &self.control)
+        recover::recover_in(journal, &self.control, self.patience)
     }
 
     /// Replaces the daemon at the control path.

@@ -15,7 +15,7 @@ use common::said::Said;
 use common::{HANDOFF, Kvd, PATIENCE, eventually, wait_for_exit};
 use handoff::control::Control;
 use handoff::proto::wire::Status;
-use handoff::sys::process::{PidFd, Signal};
+use handoff::sys::process::{self, PidFd, Signal};
 use serde_json::Value;
 
 /// A kvd that serves, and what it takes to swap it.
@@ -153,6 +153,35 @@ fn relative_paths_among_reused_arguments_mean_the_same_to_the_successor() {
     let rig = Rig { dir, first };
     let said = rig.run(&["swap", HANDOFF]).expect(0);
     assert!(said.out.starts_with("committed "), "{said:?}");
+    // So they do to whoever starts the daemon again after everything is gone, wherever that is.
+    let pid = rig.status().unwrap().process.pid;
+    let directory = rig.dir.path().canonicalize().unwrap();
+    assert_eq!(process::working_directory(pid).unwrap(), directory);
+    kill(pid);
+    let mut again = rig.command(&["journal", "current"]);
+    let found = Said::of({
+        again.arg("--data-dir").arg(rig.data_dir());
+        again
+    });
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("eval \"exec {}\"", found.out.trim())]).current_dir("/");
+    let again = Kvd::spawn(shell);
+    assert_eq!(process::working_directory(again.child.id()).unwrap(), directory);
+    assert_eq!(rig.status().unwrap().process.pid, again.child.id());
+}
+
+#[test]
+fn an_incumbent_that_becomes_the_successors_program_does_so_in_that_ones_directory() {
+    let rig = Rig::start();
+    let first = rig.status().unwrap().process.pid;
+    let mut swap = rig.command(&["swap", HANDOFF, "kvd", "--data-dir", "data", "--version-label", "v2"]);
+    swap.args(["--fail", "crash-when-ready"]).current_dir(rig.dir.path());
+    Said::of(swap).expect(0);
+    eventually("the incumbent to become the successor's program", || {
+        rig.status().is_some_and(|status| status.generation > 1 && status.process.pid == first)
+    });
+    assert_eq!(rig.serving(), "v2");
+    assert_eq!(process::working_directory(first).unwrap(), rig.dir.path().canonicalize().unwrap());
 }
 
 #[test]
@@ -329,7 +358,7 @@ fn a_bake_ends_by_itself_and_keeps_the_successor() {
 fn a_bake_that_is_aborted_gives_the_service_back() {
     let rig = Rig::start();
     let baking = rig.bake(&[], &[]);
-    let said = rig.run(&["abort", "too many errors"]).expect(0);
+    let said = rig.run(&["abort", "--reason", "too many errors"]).expect(0);
     assert!(said.out.starts_with("rolled back ") && said.out.contains("(v1) serves"), "{said:?}");
     let swap = Said::by(baking).expect(3);
     assert!(swap.out.contains("too many errors"), "{swap:?}");
@@ -395,7 +424,7 @@ fn an_abort_reaches_a_successor_that_warms_up() {
     let mut command = rig.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
     let swap = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     eventually("the warm-up", || rig.status().is_some_and(|status| status.handoff.is_some()));
-    rig.run(&["abort", "changed my mind"]).expect(0);
+    rig.run(&["abort", "--reason", "changed my mind"]).expect(0);
     let said = Said::by(swap).expect(3);
     assert!(said.out.contains("changed my mind"), "{said:?}");
     assert_eq!(rig.serving(), "v1");
@@ -452,7 +481,8 @@ fn status_of_a_dead_daemon_says_what_to_start() {
     assert!(said.out.starts_with(&format!("nobody answers at {}: ", rig.control().display())), "{said:?}");
     assert!(said.out.contains("nobody holds it"), "{said:?}");
     let start = said.out.lines().find_map(|line| line.strip_prefix("start ")).unwrap();
-    assert!(start.trim().starts_with(HANDOFF) && start.contains(" kvd --listen 127.0.0.1:0 "), "{start}");
+    assert!(start.trim().starts_with("env --chdir=/"), "{start}");
+    assert!(start.contains(&format!(" {HANDOFF} kvd --listen 127.0.0.1:0 ")), "{start}");
     let json = rig.run(&["status", "--json", "--data-dir", data_dir.to_str().unwrap()]).expect(1).json();
     assert_eq!(json["start"]["binary"], HANDOFF);
     rig.run(&["status"]).expect(1);
@@ -478,10 +508,13 @@ fn the_journal_answers_after_a_commit_and_a_rollback() {
     rig.run(&["journal", "show", "--handoff", "nope"]).expect(1);
 
     let current = rig.run(&["journal", "current"]).expect(0);
-    assert!(current.out.starts_with(HANDOFF) && current.out.contains("--version-label v2"), "{current:?}");
+    let directory = std::env::current_dir().unwrap();
+    let start = format!("env --chdir={} {HANDOFF} kvd ", directory.display());
+    assert!(current.out.starts_with(&start) && current.out.contains("--version-label v2"), "{current:?}");
     assert!(current.err.contains("the owner record in ") && current.err.contains("the journal agrees"));
     let current = rig.run(&["journal", "current", "--json"]).expect(0).json();
     assert_eq!(current["decided_by"], "owner-record");
+    assert_eq!(current["program"]["directory"], directory.to_str().unwrap());
     // The rollback made a record of its own: the incumbent's third generation is the program of the second.
     assert_eq!(current["record"]["generation"], 3);
     assert_eq!(current["journal"]["generation"], 2);

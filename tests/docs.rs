@@ -8,6 +8,7 @@ const ARCHITECTURE: &str = include_str!("../ARCHITECTURE.md");
 const README: &str = include_str!("../README.md");
 const WIRE: &str = include_str!("../src/proto/wire.rs");
 const PROTOCOL: &str = include_str!("../man/source/handoff-protocol.7.man");
+const RECORD: &str = include_str!("../src/proto/record.rs");
 const FDS: &str = include_str!("../src/fds.rs");
 const CHAIN: &str = include_str!("../man/handoff-chain.7");
 
@@ -47,8 +48,8 @@ fn every_message_is_described() {
 }
 
 /// Returns the public fields of the structs that travel, as they are spelt on the wire.
-fn fields() -> Vec<&'static str> {
-    let fields = WIRE.lines().filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(": "));
+fn fields(source: &'static str) -> Vec<&'static str> {
+    let fields = source.lines().filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(": "));
     fields
         .map(|(name, _)| name)
         .filter(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
@@ -60,7 +61,7 @@ fn every_field_is_described() {
     // Their own fields stand in the message's.
     let flattened = ["readiness", "report", "verdict"];
     for (place, described) in wires() {
-        for field in fields().into_iter().filter(|field| !flattened.contains(field)) {
+        for field in fields(WIRE).into_iter().filter(|field| !flattened.contains(field)) {
             assert!(described.contains(field), "{place} does not say what `{field}` is");
         }
     }
@@ -81,19 +82,10 @@ fn every_word_of_the_wire_is_in_the_protocols_page() {
         include_str!("../src/proto/incumbent.rs"),
         "fn name(&self) -> &'static str {\n        match self {\n            P::",
     );
-    let record = [
-        "generation",
-        "standing",
-        "owner",
-        "previous",
-        "written_ms",
-        "args_dropped",
-        "binary",
-        "args",
-        "build_id",
-    ];
+    let record = fields(&RECORD[..RECORD.find("pub fn boot_program").unwrap()]);
+    assert!(record.len() > 10, "found only {record:?}");
     assert!(reasons.len() > 15 && phases.len() > 15, "found only {reasons:?} and {phases:?}");
-    for word in reasons.into_iter().chain(phases).chain(record) {
+    for word in reasons.into_iter().chain(phases).chain(record).chain(["args_dropped"]) {
         assert!(described.contains(word), "handoff-protocol(7) does not say what `{word}` is");
     }
     for limit in [handoff::proto::wire::LINE_MAX, handoff::proto::wire::FDS_MAX, handoff::sys::unix::PATH_MAX]
@@ -150,6 +142,21 @@ fn every_test_that_a_table_names_exists() {
         }
     }
     assert!(named > 20, "found only {named} names");
+}
+
+#[test]
+fn every_variable_of_a_chain_is_in_its_page() {
+    let sources = [include_str!("../src/chain.rs"), include_str!("../src/dialect.rs"), FDS];
+    let is_one = |line: &&str| line.starts_with("pub const ") && line.contains(": &str = \"HANDOFF_");
+    let names: Vec<&str> = sources
+        .iter()
+        .flat_map(|source| source.lines().filter(is_one))
+        .map(|line| line.split('"').nth(1).unwrap())
+        .collect();
+    assert!(names.len() > 5, "found only {names:?}");
+    for name in names {
+        assert!(CHAIN.contains(&format!("\\fB{name}\\fR")), "handoff-chain(7) does not say what {name} is");
+    }
 }
 
 #[test]

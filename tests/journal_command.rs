@@ -5,6 +5,8 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -36,8 +38,14 @@ impl Place {
 
     /// Runs a shell in the directory, for which `$H` is the command.
     fn shell(&self, script: &str) -> Command {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]).env("H", HANDOFF).current_dir(self.dir.path()).stdin(Stdio::null());
+        let mut command = self.command("sh".as_ref());
+        command.args(["-c", script]).env("H", HANDOFF);
+        command
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.dir.path()).stdin(Stdio::null());
         for name in ["HANDOFF_FDS", "HANDOFF_JOURNAL", "HANDOFF_CONTROL", "HANDOFF_DATA_DIR", "HANDOFF_ID"] {
             command.env_remove(name);
         }
@@ -347,4 +355,205 @@ fn record_refuses_what_could_be_text_or_a_program() {
     assert!(said.err.contains("no journal is named: give --journal, or set HANDOFF_JOURNAL"), "{said:?}");
     assert!(!place.journal().exists() && !place.path("ran").exists());
     assert!(!fs::exists(place.path("ran")).unwrap());
+}
+
+// ---- On journals in every state.
+
+/// What a journal may be like when a command finds it.
+const STATES: [&str; 9] =
+    ["missing", "empty", "torn", "torn header", "damaged", "foreign", "future", "directory", "unreadable"];
+
+/// Where the second record begins, and the whole.
+struct Sample {
+    bytes: Vec<u8>,
+    last: usize,
+}
+
+impl Sample {
+    fn new(place: &Place) -> Self {
+        let mut journal = Journal::open(place.path("sample")).unwrap();
+        journal.append("", Actor::Operator, Event::Note { text: "first".into() }).unwrap();
+        journal.append("", Actor::Operator, Event::Note { text: "second".into() }).unwrap();
+        let bytes = fs::read(place.path("sample")).unwrap();
+        let last = bytes[..bytes.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+        Self { bytes, last }
+    }
+
+    fn header_len(&self) -> usize {
+        self.bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1
+    }
+
+    /// Brings a path into a state.
+    fn make(&self, state: &str, path: &Path) {
+        let _ = fs::remove_file(path);
+        let _ = fs::remove_dir(path);
+        let whole = self.bytes.as_slice();
+        match state {
+            "missing" => {}
+            "empty" => fs::write(path, "").unwrap(),
+            "torn" => fs::write(path, &whole[..whole.len() - 5]).unwrap(),
+            "torn header" => fs::write(path, &whole[..30]).unwrap(),
+            "damaged" => {
+                let mut bytes = whole.to_vec();
+                bytes[self.header_len() + 40] ^= 1;
+                fs::write(path, bytes).unwrap();
+            }
+            "foreign" => fs::write(path, "#!/bin/sh\necho a program\n").unwrap(),
+            "future" => fs::write(path, future()).unwrap(),
+            "directory" => fs::create_dir(path).unwrap(),
+            "unreadable" => {
+                fs::write(path, whole).unwrap();
+                fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
+            }
+            other => unreachable!("{other}"),
+        }
+    }
+}
+
+/// A header that a later release wrote.
+fn future() -> String {
+    let body = r#","journal":"handoff","format":9,"file":"f","rotated_from":null,"wall_ms":5}"#;
+    format!("{{\"crc\":\"{:08x}\"{body}\n", crc32c::crc32c(body.as_bytes()))
+}
+
+/// What is expected: the exit code, and parts of what is said on standard error and on standard output.
+type Row = (i32, &'static [&'static str], &'static [&'static str]);
+
+const MISSING: Row = (
+    111,
+    &["unable to open the journal {journal}: No such file", "; next: name another journal; a swap or"],
+    &[],
+);
+const TORN: &[&str] =
+    &["warning: the last record is torn: ", " bytes at byte {last}; the next driver cuts it off"];
+const TORN_HEADER: &[&str] = &["the last record is torn: 30 bytes at byte 0; the next driver cuts it off"];
+const CUT: &[&str] = &["warning: cut a torn last record off the journal", " offset={last} "];
+const CUT_HEADER: &[&str] = &["warning: cut a torn last record off the journal", " offset=0 bytes=30"];
+const DAMAGED: Row = (
+    1,
+    &[
+        "{journal} is damaged at byte {first}: expected the checksum ",
+        "; next: handoff journal repair {journal}",
+    ],
+    &[],
+);
+const FOREIGN: Row =
+    (1, &["{journal} is not ours: expected a journal of handoff, ", "; next: name another journal"], &[]);
+const FUTURE: Row = (
+    1,
+    &["{journal} has format 9 and this release reads up to 1: use the release that wrote it, or a later one"],
+    &[],
+);
+const DIRECTORY: Row = (100, &["{journal} is not a regular file, as a journal must be"], &[]);
+const UNREADABLE: Row = (
+    111,
+    &[
+        "unable to open the journal {journal}: Permission denied",
+        "; next: run this as the user whose it is, or as root",
+    ],
+    &[],
+);
+
+/// Returns what is expected; `{last}` and `{first}` stand for where the last and the first record begin.
+fn expected(subcommand: &str, state: &str) -> Row {
+    match (subcommand, state) {
+        ("begin" | "record", "missing" | "empty") => (0, &[], &[]),
+        ("begin" | "record", "torn") => (0, CUT, &[]),
+        ("begin" | "record", "torn header") => (0, CUT_HEADER, &[]),
+        ("current", "missing") => {
+            (1, &["no journal, as there is none at {journal}, says so; next: give --data-dir or"], &[])
+        }
+        ("current", "empty") => {
+            (1, &["no owner record and no record of the journal {journal} says so; next: "], &[])
+        }
+        ("current", "torn") => (1, TORN, &[]),
+        ("current", "torn header") => (1, TORN_HEADER, &[]),
+        ("repair", "empty") => (0, &[], &["sound: 0 records\n"]),
+        ("repair", "torn") => (
+            0,
+            &[],
+            &[" bytes at byte {last}: a torn last record; moved to {journal}.damaged-{last}\n1 sound"],
+        ),
+        ("repair", "torn header") => {
+            (0, &[], &["30 bytes at byte 0: a torn last record; moved to ", "\n0 sound records are kept"])
+        }
+        ("repair", "damaged") => (
+            0,
+            &[],
+            &[
+                " bytes at byte {first}: expected the checksum ",
+                "moved to {journal}.damaged-{first}\n1 sound",
+            ],
+        ),
+        ("resume", "empty") => (0, &[], &["nothing was left open\n"]),
+        ("resume", "torn") => (0, TORN, &["nothing was left open\n"]),
+        ("resume", "torn header") => (0, TORN_HEADER, &["nothing was left open\n"]),
+        ("show", "empty") => (0, &["info: {journal} is empty"], &[]),
+        ("show", "torn") => (0, TORN, &["note: first\n"]),
+        ("show", "torn header") => (0, &["30 bytes at byte 0", "info: {journal} is empty"], &[]),
+        ("timeline", "empty") => (1, &["unable to find a handoff in {journal}"], &[]),
+        ("timeline", "torn") => (1, TORN, &[]),
+        ("timeline", "torn header") => (1, TORN_HEADER, &[]),
+        (_, "missing") => MISSING,
+        (_, "damaged") => DAMAGED,
+        (_, "foreign") => FOREIGN,
+        (_, "future") => FUTURE,
+        (_, "directory") => DIRECTORY,
+        (_, "unreadable") => UNREADABLE,
+        other => unreachable!("{other:?}"),
+    }
+}
+
+#[test]
+fn every_subcommand_says_what_is_wrong_with_a_journal_where_and_what_to_do_next() {
+    let place = Place::new();
+    fs::set_permissions(place.dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let sample = Sample::new(&place);
+    let journal = place.journal();
+    let is_root = nix::unistd::geteuid().is_root();
+    // Root may read everything; the program may be where nobody else may go.
+    let program = place.path("handoff");
+    fs::copy(HANDOFF, &program).unwrap();
+    for state in STATES {
+        for subcommand in ["begin", "record", "show", "current", "timeline", "resume", "repair"] {
+            sample.make(state, &journal);
+            let before = fs::read(&journal).ok();
+            let words = match subcommand {
+                "begin" => vec!["begin", "true"],
+                "record" => vec!["record", "--note", "x"],
+                other => vec![other],
+            };
+            let mut command = place.command(&program);
+            command.arg("journal").args(words).env("HANDOFF_JOURNAL", &journal);
+            if state == "unreadable" && is_root {
+                command.uid(65_534).gid(65_534);
+            }
+            let said = Said::of(command);
+            let (code, err, out) = expected(subcommand, state);
+            let context = format!("{subcommand} of a journal that is {state}: {said:#?}");
+            assert_eq!(said.code, code, "{context}");
+            let fill = |part: &str| {
+                part.replace("{journal}", journal.to_str().unwrap())
+                    .replace("{last}", &sample.last.to_string())
+                    .replace("{first}", &sample.header_len().to_string())
+            };
+            for part in err {
+                assert!(said.err.contains(&fill(part)), "{part:?}: {context}");
+            }
+            for part in out {
+                assert!(said.out.contains(&fill(part)), "{part:?}: {context}");
+            }
+            if err.is_empty() {
+                assert_eq!(said.err, "", "{context}");
+            }
+            let is_refused = code != 0;
+            if is_refused {
+                assert!(said.out.is_empty(), "{context}");
+            }
+            let writes = matches!(subcommand, "begin" | "record" | "repair");
+            if is_refused || !writes {
+                assert_eq!(fs::read(&journal).ok(), before, "{context}");
+            }
+        }
+    }
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -65,6 +65,19 @@ impl Place {
         assert_eq!(line, "here\n");
         Held(child)
     }
+
+    /// The same, with a child that has the lock too, and sleeps.
+    fn hold_with_sleeper(&self) -> (Held, u32) {
+        let held =
+            self.hold("$H lock $D sh -c 'sleep 300 >/dev/null 2>&1 & echo $! >sleeper; exec \"$@\"' -");
+        let sleeper = fs::read_to_string(self.dir.path().join("sleeper")).unwrap().trim().parse().unwrap();
+        eventually("the sleeper", || name_of(sleeper) == "sleep");
+        (held, sleeper)
+    }
+}
+
+fn name_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
 fn bare(command: &mut Command) -> &mut Command {
@@ -127,11 +140,40 @@ fn several_locks_in_one_chain_are_all_held_by_its_last_program() {
 }
 
 #[test]
+fn a_chain_that_was_robbed_of_its_lock_takes_it_again_or_waits_for_it() {
+    if !has_tool("util-linux", Command::new("flock").arg("--version")) {
+        return;
+    }
+    let place = Place::new();
+    let robbed = "N=${HANDOFF_FDS#lock=}; flock -u ${N%%@*}; echo unlocked >&2; read go; \
+                  exec $H lock \"$@\" $D sh last";
+    fs::write(place.dir.path().join("robbed"), robbed).unwrap();
+    // What the chain passes on must be the description that is locked now.
+    let last = "echo ${HANDOFF_FDS##* }; flock -n $D/.handoff.lock true && echo free || echo held";
+    fs::write(place.dir.path().join("last"), last).unwrap();
+    for (wait, is_stolen, code) in [("0s", false, 0), ("0s", true, 1), ("60s", true, 0)] {
+        let mut chain = place.shell(&format!("exec $H lock $D sh robbed --wait {wait}"));
+        let mut chain =
+            chain.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut err = BufReader::new(chain.stderr.take().unwrap());
+        err.read_line(&mut String::new()).unwrap();
+        let mut thief = is_stolen.then(|| place.hold("$H lock $D"));
+        drop(chain.stdin.take());
+        if code == 0 && is_stolen {
+            eventually("the chain to ask again", || name_of(chain.id()) == "handoff");
+            thief.take().unwrap().release();
+        }
+        let (status, mut out) = (wait_for_exit(&mut chain), String::new());
+        chain.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        assert_eq!(status.code(), Some(code), "{out}");
+        assert_eq!(out.starts_with("lock=") && out.ends_with("\nheld\n"), code == 0, "{out}");
+    }
+}
+
+#[test]
 fn a_lock_that_is_held_fails_at_once_and_every_holder_is_named() {
     let place = Place::new();
-    let held = place.hold("$H lock $D sh -c 'sleep 300 >/dev/null 2>&1 & echo $! >sleeper; exec \"$@\"' -");
-    let sleeper = fs::read_to_string(place.dir.path().join("sleeper")).unwrap();
-    let sleeper = sleeper.trim();
+    let (held, sleeper) = place.hold_with_sleeper();
     let start = Instant::now();
     let said = place.run("$H lock $D touch ran").expect(1);
     assert!(start.elapsed() < Duration::from_secs(20), "it does not wait");
@@ -283,9 +325,7 @@ fn a_daemon_that_knows_nothing_of_handoff_keeps_the_lock_by_inheritance() {
 #[test]
 fn who_tells_those_who_took_it_from_those_who_inherited_it() {
     let place = Place::new();
-    let held = place.hold("$H lock $D sh -c 'sleep 300 >/dev/null 2>&1 & echo $! >sleeper; exec \"$@\"' -");
-    let sleeper = fs::read_to_string(place.dir.path().join("sleeper")).unwrap();
-    let sleeper: u32 = sleeper.trim().parse().unwrap();
+    let (held, sleeper) = place.hold_with_sleeper();
     let said = place.run("$H lock --who $D").expect(0);
     let lines: Vec<&str> = said.out.lines().collect();
     assert_eq!(

@@ -12,7 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::{example, has_script, wait_for_exit};
+use common::{HANDOFF, Kvd, example, has_script, wait_for_exit};
 
 /// How a process is prepared before it becomes the link or the program.
 #[derive(Default)]
@@ -76,15 +76,61 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// A program that is to be transparent, and what it adds.
+/// A program that is to be transparent.
 struct Link {
     words: Vec<String>,
-    /// Whether a line of the report is there for what the link is for.
-    adds: fn(&str) -> bool,
+    /// The descriptors that it adds, as the table calls them.
+    adds: &'static [&'static str],
 }
 
-fn links(_dir: &Path) -> Vec<Link> {
-    vec![Link { words: vec![text(&example("link"))], adds: |_| false }]
+/// Every link. Those that hand over hold the lease of a daemon, which serves on when the program behind them has ended.
+fn links(dir: &Path, control: &Path) -> Vec<Link> {
+    let (data, journal) = (text(&dir.join("data")), text(&dir.join("journal")));
+    fs::create_dir_all(&data).unwrap();
+    let link =
+        |words: &[&str], adds| Link { words: words.iter().map(|word| (*word).to_owned()).collect(), adds };
+    let ours = |words: &[&str], adds| link(&[&[HANDOFF], words].concat(), adds);
+    let control = text(control);
+    const LEASE: &[&str] = &["lease", "incumbent", "state"];
+    vec![
+        link(&[&text(&example("link"))], &[]),
+        ours(&["lock", &data], &["lock"]),
+        ours(&["--verbose", "lock", "--wait", "1s", &data, "--"], &["lock"]),
+        ours(&["hold-fds", "--listen", "web=127.0.0.1:0", "--"], &["listener.web"]),
+        ours(&["journal", "begin", "--journal", &journal, "--"], &["journal"]),
+        ours(&["drain", "--control", &control, "--no-seal", "--"], LEASE),
+        ours(
+            &["drain", "--control", &control, "--", HANDOFF, "lock", &data],
+            &["lease", "incumbent", "state", "lock"],
+        ),
+    ]
+}
+
+impl Link {
+    /// Takes out of a report what is there for what the link is for: variables, and the descriptors that they name.
+    fn take_out_what_it_adds(&self, seen: &mut Vec<String>) {
+        let mut added = vec![];
+        seen.retain(|line| match line.strip_prefix("env HANDOFF_FDS=") {
+            Some(table) => {
+                added = table.trim_end_matches("\\x00").split(' ').map(str::to_owned).collect();
+                false
+            }
+            None => !["env HANDOFF_", "env LISTEN_"].iter().any(|ours| line.starts_with(ours)),
+        });
+        let names: Vec<&str> = added.iter().map(|entry| entry.split('=').next().unwrap()).collect();
+        let is_added = |name: &&str| self.adds.contains(name);
+        assert!(
+            names.iter().all(is_added) && names.len() == self.adds.len(),
+            "{names:?}, behind {:?}",
+            self.words
+        );
+        for entry in &added {
+            let number = entry.split(['=', '@']).nth(1).unwrap();
+            let before = seen.len();
+            seen.retain(|line| !line.starts_with(&format!("fd {number} ")));
+            assert_eq!(seen.len(), before - 1, "{entry} is open, behind {:?}", self.words);
+        }
+    }
 }
 
 fn text(path: &Path) -> String {
@@ -94,13 +140,22 @@ fn text(path: &Path) -> String {
 #[test]
 fn the_next_program_sees_what_it_would_have_seen_without_the_link() {
     let has_script = has_script();
+    let data = tempfile::tempdir().unwrap();
+    let _kvd = Kvd::start(data.path(), &[]);
     for case in cases().iter().filter(|case| has_script || !case.terminal) {
         let dir = tempfile::tempdir().unwrap();
         let direct = observe(case, dir.path(), &[]);
         assert!(direct.len() > 50, "{direct:#?}");
-        for link in links(dir.path()) {
+        let control = data.path().join("control");
+        // It prints its report first, which in the other test would be the program's.
+        let status = ["status", "--control", &text(&control), "--"];
+        let status = Link {
+            words: [&[HANDOFF], &status[..]].concat().iter().map(|word| (*word).to_owned()).collect(),
+            adds: &[],
+        };
+        for link in links(dir.path(), &control).into_iter().chain([status]) {
             let mut seen = observe(case, dir.path(), &link.words);
-            seen.retain(|line| !(link.adds)(line));
+            link.take_out_what_it_adds(&mut seen);
             let only_in = |a: &[String], b: &[String]| -> Vec<String> {
                 a.iter().filter(|line| !b.contains(line)).cloned().collect()
             };
@@ -158,6 +213,8 @@ fn a_script_finds_its_own_name_and_no_descriptor_of_the_links() {
     let content = "#!/bin/sh\necho \"$0 $*\"; cat /proc/$$/comm; tr '\\0' ' ' </proc/$$/cmdline; exec ls -l /proc/self/fd\n";
     fs::write(&script, content).unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let _kvd = Kvd::start(data.path(), &[]);
     for name in ["./my-daemon", "my-daemon", &text(&script)] {
         let run = |link: &[String]| {
             let mut command = Command::new("env");
@@ -172,12 +229,17 @@ fn a_script_finds_its_own_name_and_no_descriptor_of_the_links() {
                 }
                 None => line.to_owned(),
             };
-            said.lines().map(steady).collect::<Vec<_>>()
+            // The listing has the directory open.
+            said.lines().map(steady).filter(|line| !line.ends_with("/fd")).collect::<Vec<_>>()
         };
         let direct = run(&[]);
         assert!(direct.len() > 5 && direct[1] == "my-daemon", "{direct:#?}");
-        for link in links(dir.path()) {
-            assert_eq!(run(&link.words), direct, "{name}, behind {:?}", link.words);
+        for link in links(dir.path(), &data.path().join("control")) {
+            let mut seen = run(&link.words);
+            let all = seen.len();
+            seen.retain(|line| direct.contains(line));
+            assert_eq!(seen, direct, "{name}, behind {:?}", link.words);
+            assert_eq!(all - seen.len(), link.adds.len(), "{name}, behind {:?}", link.words);
         }
     }
 }

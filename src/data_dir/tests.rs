@@ -395,7 +395,8 @@ fn is_cloexec(fd: i32) -> bool {
 }
 
 fn record(generation: u64) -> OwnerRecord {
-    let program = Program { binary: "/opt/kvd-v1".into(), args: vec![], build_id: "0a".into() };
+    let program =
+        Program { binary: "/opt/kvd-v1".into(), args: vec![], build_id: "0a".into(), directory: None };
     OwnerRecord {
         generation,
         standing: Standing::Final,
@@ -406,6 +407,7 @@ fn record(generation: u64) -> OwnerRecord {
             binary: "/opt/kvd-v2".into(),
             args: vec!["--port".into(), "1".into()],
             build_id: "0b".into(),
+            directory: None,
         },
         previous: Some(program),
         written_ms: 1_700_000_000_000,

@@ -261,7 +261,11 @@ impl<'a> Drive<'a> {
             match self.inputs.pop_front() {
                 Some(input) => self.feed(&input)?,
                 None if self.is_held() && self.holds == Holds::Returning => return Ok(()),
-                None if self.leaves_trial && self.machine.phase == Phase::Baking => return Ok(()),
+                None if self.leaves_trial && self.machine.phase == Phase::Baking => {
+                    self.tell_journal();
+                    self.note_serving();
+                    return Ok(());
+                }
                 None => self.wait()?,
             }
         }
@@ -292,6 +296,11 @@ impl<'a> Drive<'a> {
             self.machine.phase,
             Phase::Warm | Phase::Prepared | Phase::Drained | Phase::Sealed | Phase::Widowed
         )
+    }
+
+    /// Whether it waits for its observer's word.
+    fn asks(&self) -> bool {
+        self.is_held() && self.holds == Holds::Asking
     }
 
     /// Two connections: the lease, which the successor gets, and one that is told the verdict.
@@ -348,6 +357,10 @@ impl<'a> Drive<'a> {
         let phase = self.machine.phase.name();
         self.measured.phases.push(PhaseMark { phase: phase.to_owned(), at_us: clock::monotonic_us() });
         self.note_later(Entry::Phase { name: phase.to_owned() });
+        if self.asks() {
+            // What it was before says nothing of how it is now.
+            self.open_conns = None;
+        }
         tracing::debug!(handoff = self.handoff, phase, "driver");
         let wish = (self.observer)(&Event::Phase(phase));
         self.heed(wish);
@@ -383,7 +396,7 @@ impl<'a> Drive<'a> {
                 self.cancelled = true;
                 self.inputs.push_back(Input::Cancel(detail));
             }
-            Wish::GoOn if self.is_held() && self.holds == Holds::Asking => {
+            Wish::GoOn if self.asks() => {
                 self.inputs.push_back(Input::Go(Next::Phase));
             }
             Wish::Continue | Wish::Cancel(_) | Wish::GoOn => {}
@@ -439,7 +452,9 @@ impl<'a> Drive<'a> {
     }
 
     fn wake_at(&self) -> Instant {
-        let tick = Instant::now() + if self.in_gap() { TICK_GAP } else { TICK };
+        // A person who thinks is no reason to spin: nothing is accepted meanwhile, so that the queues do not get shorter unseen.
+        let is_short = self.in_gap() && !self.asks();
+        let tick = Instant::now() + if is_short { TICK_GAP } else { TICK };
         self.timers.iter().map(|(_, at)| *at).chain([tick]).min().unwrap_or(tick)
     }
 
@@ -548,7 +563,9 @@ impl<'a> Drive<'a> {
     /// What is left of the time that was asked for; the timers run longer.
     fn left(&self) -> Option<Duration> {
         let until = match self.machine.phase {
-            Phase::Draining
+            Phase::Warm
+            | Phase::Prepared
+            | Phase::Draining
             | Phase::Drained
             | Phase::Sealing
             | Phase::Sealed
@@ -567,9 +584,10 @@ impl<'a> Drive<'a> {
         self.measured.queue_peak = self.measured.queue_peak.max(Some(len));
     }
 
-    /// The connection that watches also says how a long drain goes; one question at a time.
+    /// The connection that watches also says how a long drain goes, and how things stand in a pause; one question at a time.
     fn ask_status(&mut self) {
-        if self.machine.phase != Phase::Draining || self.asked_status {
+        let is_of_use = self.machine.phase == Phase::Draining || self.asks();
+        if !is_of_use || self.asked_status {
             return;
         }
         if let Some(watch) = &mut self.watch {
@@ -867,7 +885,7 @@ impl<'a> Drive<'a> {
     }
 
     /// A journal that cannot be begun refuses the swap: nothing has changed yet.
-    fn note_begun(&mut self) -> Result<()> {
+    pub(crate) fn note_begun(&mut self) -> Result<()> {
         self.tell_journal();
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let prepared = self.prepared.as_ref().map(|(prepared, _)| prepared);
@@ -883,8 +901,8 @@ impl<'a> Drive<'a> {
             by: Some(Box::new(Requester::of_this_process())),
         };
         journal.append(&self.handoff, Actor::Driver, entry)?;
-        // While the incumbent serves; it is not synced again before the end.
-        journal.sync()
+        // Only while the incumbent serves; it is not synced again before the end.
+        if self.machine.order == Order::Warm { journal.sync() } else { Ok(()) }
     }
 
     fn spawn(&mut self) -> Result<Successor> {
@@ -959,8 +977,16 @@ impl<'a> Drive<'a> {
             generation: prepared.generation,
             incumbent: prepared.incumbent.clone(),
             tree,
-            patience_ms: millis(self.spec.deadline),
+            patience_ms: millis(self.patience()),
             margin_ms: millis(self.spec.margin),
+        }
+    }
+
+    /// How long a successor that is warm may have to wait for `begin`: a driver that holds may hold as long as it has the lease for.
+    fn patience(&self) -> Duration {
+        match self.holds {
+            Holds::Never => self.spec.deadline,
+            Holds::Asking | Holds::Returning => self.spec.deadline.saturating_add(self.spec.warm_up),
         }
     }
 

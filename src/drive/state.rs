@@ -1,5 +1,6 @@
 //! A handoff in progress, in the form in which one driver leaves it to the next.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -257,6 +258,17 @@ impl Drive<'_> {
     /// Goes by the id that an earlier link of the chain has written down.
     pub(crate) fn name_as(&mut self, handoff: String) {
         self.handoff = handoff;
+    }
+
+    /// Writes down what this process is about to become.
+    ///
+    /// # Errors
+    ///
+    /// The journal cannot be written.
+    pub(crate) fn note_target(&mut self, program: &Program, args: &[OsString]) -> Result<()> {
+        let args: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        self.target = Target::of(program, &args);
+        self.note_begun()
     }
 
     pub(crate) fn phase_name(&self) -> &'static str {

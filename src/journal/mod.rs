@@ -382,7 +382,10 @@ impl Header {
 fn hold(path: &Path, create: bool, wait: Duration) -> Result<File> {
     let deadline = poll::after(wait.max(FORK_GRACE));
     loop {
-        let file = sys::open_append(path, create).map_err(|e| io_error("open", path, e))?;
+        let file = sys::open_append(path, create).map_err(|e| match e.kind() {
+            io::ErrorKind::IsADirectory => not_regular(path),
+            _ => io_error("open", path, e),
+        })?;
         check_regular(&file, path)?;
         let held = sys::try_lock(&file).map_err(|e| io_error("lock", path, e))?;
         if held && sys::is_at(&file, path).map_err(|e| io_error("inspect", path, e))? {
@@ -400,11 +403,13 @@ fn hold(path: &Path, create: bool, wait: Duration) -> Result<File> {
 fn check_regular(file: &File, path: &Path) -> Result<()> {
     match file.metadata() {
         Ok(metadata) if metadata.is_file() => Ok(()),
-        Ok(_) => Err(Error::Invalid {
-            detail: format!("{} is not a regular file, as a journal must be", path.display()),
-        }),
+        Ok(_) => Err(not_regular(path)),
         Err(e) => Err(io_error("inspect", path, e)),
     }
+}
+
+fn not_regular(path: &Path) -> Error {
+    Error::Invalid { detail: format!("{} is not a regular file, as a journal must be", path.display()) }
 }
 
 fn check_descriptor(file: &File, path: &Path) -> Result<()> {

@@ -422,7 +422,7 @@ fn what_is_no_regular_file_is_refused_at_once() {
         assert!(matches!(error, Some(Error::Invalid { .. })), "{error:?}");
     }
     assert!(matches!(read(rig.dir.path()), Err(Error::Invalid { .. })));
-    assert!(matches!(Journal::open(rig.dir.path()), Err(Error::Io { .. })));
+    assert!(matches!(Journal::open(rig.dir.path()), Err(Error::Invalid { .. })));
     assert!(matches!(Journal::open("/dev/null"), Err(Error::Invalid { .. })));
 }
 

@@ -38,12 +38,21 @@ pub struct Owner {
     pub args: Vec<String>,
     /// The build id that it announced, in hexadecimal digits.
     pub build_id: String,
+    /// The directory that it was started in, which its arguments may be relative to; left out where it is not known, and of
+    /// the file where it does not fit.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "path_text::option")]
+    pub directory: Option<PathBuf>,
 }
 
 impl Owner {
     /// Returns what to run to start this owner again.
     pub fn program(&self) -> Program {
-        Program { binary: self.binary.clone(), args: self.args.clone(), build_id: self.build_id.clone() }
+        Program {
+            binary: self.binary.clone(),
+            args: self.args.clone(),
+            build_id: self.build_id.clone(),
+            directory: self.directory.clone(),
+        }
     }
 }
 
@@ -57,6 +66,9 @@ pub struct Program {
     pub args: Vec<String>,
     /// The build id that it announced, in hexadecimal digits.
     pub build_id: String,
+    /// The directory to start it in, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "path_text::option")]
+    pub directory: Option<PathBuf>,
 }
 
 /// Whether the owner may still be replaced by the one before it.
@@ -175,16 +187,22 @@ impl fmt::Display for Oversized {
 
 /// Returns the bytes of a lock file without a record.
 pub fn blank() -> Vec<u8> {
-    let mut file = format!("{FORMAT_LINE}{FORMAT}\n{EXPLANATION}").into_bytes();
+    let mut file = blank_text().into_bytes();
     file.resize(FILE_LEN, 0);
     file
+}
+
+/// Zeros are behind it.
+fn blank_text() -> String {
+    format!("{FORMAT_LINE}{FORMAT}\n{EXPLANATION}")
 }
 
 /// Reads a lock file from its first [`FILE_LEN`] bytes, or from fewer if it is shorter.
 pub fn decode(file: &[u8]) -> Result<Reading, Defect> {
     let slots: Vec<Slot<'_>> = file.chunks_exact(SLOT_LEN).skip(1).take(SLOTS).map(read_slot).collect();
     if slots.iter().all(|slot| matches!(slot, Slot::Empty)) && is_part_of_blank(file) {
-        return Ok(Reading { unfinished: file != blank(), ..Reading::default() });
+        let unfinished = file.len() < FILE_LEN || !file.starts_with(blank_text().as_bytes());
+        return Ok(Reading { unfinished, ..Reading::default() });
     }
     check_header(file)?;
     if slots.len() < SLOTS {
@@ -264,7 +282,16 @@ struct Body {
 }
 
 fn is_part_of_blank(file: &[u8]) -> bool {
-    file.len() <= FILE_LEN && file.iter().zip(blank()).all(|(found, blank)| *found == 0 || *found == blank)
+    let text = blank_text();
+    let (start, rest) = file.split_at(file.len().min(text.len()));
+    let is_part = |(found, blank): (&u8, u8)| *found == 0 || *found == blank;
+    file.len() <= FILE_LEN
+        && start.iter().zip(text.bytes()).all(is_part)
+        && rest.chunks(SLOT_LEN).all(is_zeros)
+}
+
+fn is_zeros(page: &[u8]) -> bool {
+    *page == [0; SLOT_LEN][..page.len()]
 }
 
 fn check_header(file: &[u8]) -> Result<(), Defect> {
@@ -305,7 +332,7 @@ fn assemble(slots: &[Slot<'_>]) -> Result<Reading, Defect> {
 }
 
 fn read_slot(slot: &[u8]) -> Slot<'_> {
-    if slot == [0; SLOT_LEN] {
+    if is_zeros(slot) {
         return Slot::Empty;
     }
     parse_slot(slot).unwrap_or(Slot::Torn)
@@ -351,9 +378,12 @@ fn encode(record: &OwnerRecord, sequence: u64, durable: u64) -> Result<(Vec<u8>,
     let room = SLOT_LEN - head_line(0, 0, 0, 0).len();
     let mut body = Body { record: record.clone(), args_dropped: false };
     let mut json = to_line(&body);
-    if json.len() > room {
-        drop_args(&mut body);
-        json = to_line(&body);
+    // The arguments are what cannot be learned anywhere else once the owner is gone.
+    for drop in [drop_directories, drop_args] {
+        if json.len() > room {
+            drop(&mut body);
+            json = to_line(&body);
+        }
     }
     if json.len() > room {
         return Err(Oversized { takes: json.len(), room });
@@ -365,6 +395,13 @@ fn to_line(body: &Body) -> Vec<u8> {
     let mut line = serde_json::to_vec(body).expect("a record has no maps with keys that are not strings");
     line.push(b'\n');
     line
+}
+
+fn drop_directories(body: &mut Body) {
+    body.record.owner.directory = None;
+    if let Some(previous) = &mut body.record.previous {
+        previous.directory = None;
+    }
 }
 
 fn drop_args(body: &mut Body) {
@@ -406,6 +443,27 @@ mod path_text {
     enum Text {
         Utf8(String),
         Bytes(Vec<u8>),
+    }
+
+    pub(super) mod option {
+        use super::{Deserializer, Path, PathBuf, Serializer};
+
+        #[allow(clippy::ref_option, reason = "serde's `with` passes a reference to the field")]
+        pub(in super::super) fn serialize<S: Serializer, P: AsRef<Path>>(
+            path: &Option<P>,
+            s: S,
+        ) -> Result<S::Ok, S::Error> {
+            match path {
+                Some(path) => super::serialize(path.as_ref(), s),
+                None => s.serialize_none(),
+            }
+        }
+
+        pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+            d: D,
+        ) -> Result<Option<PathBuf>, D::Error> {
+            super::deserialize(d).map(Some)
+        }
     }
 
     pub(super) fn serialize<S: Serializer>(path: &Path, s: S) -> Result<S::Ok, S::Error> {

@@ -91,7 +91,6 @@ pub(crate) fn set_cloexec(fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Lets the descriptor pass through exec.
-#[cfg(test)]
 pub(crate) fn clear_cloexec(fd: BorrowedFd<'_>) {
     fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).expect("the descriptor is open");
 }
@@ -103,7 +102,7 @@ pub(crate) fn is_read_write(fd: BorrowedFd<'_>) -> io::Result<bool> {
 }
 
 /// Returns the name of the network file system that the path is on; `None` for every other kind.
-pub(crate) fn network_kind_of(path: &Path) -> io::Result<Option<&'static str>> {
+pub fn network_kind_of(path: &Path) -> io::Result<Option<&'static str>> {
     let FsType(magic) = statfs(path)?.filesystem_type();
     Ok(network_kind(magic))
 }

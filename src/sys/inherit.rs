@@ -21,14 +21,13 @@ pub fn take_var(name: &str) -> Option<OsString> {
 ///
 /// # Errors
 ///
-/// EBADF where nothing is open at that number.
+/// EBADF where nothing is open at that number, or only what this process opened itself: that is close-on-exec, which nothing inherited is.
 pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
-    if number < 0 {
+    if !is_passed_on(number) {
         return Err(nix::errno::Errno::EBADF.into());
     }
-    // SAFETY: the borrow ends with this function, which only asks and sets a flag; a closed number answers EBADF.
+    // SAFETY: the borrow ends with this function, which only sets a flag.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    fcntl(borrowed, FcntlArg::F_GETFD)?;
     fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     // SAFETY: it is open, it was named for this process by whoever started it, and the variable that names it is taken out
     // of the environment, so that it is adopted once.
@@ -58,4 +57,33 @@ pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the borrow ends with this function; a closed number answers EBADF.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     borrowed.try_clone_to_owned()
+}
+
+/// The standard input that was replaced; puts it back when it is dropped.
+#[derive(Debug)]
+pub struct Replaced(Option<OwnedFd>);
+
+/// Makes a descriptor the standard input of this process and of the program that it becomes.
+///
+/// # Errors
+///
+/// EMFILE.
+pub fn replace_stdin(fd: BorrowedFd<'_>) -> io::Result<Replaced> {
+    use std::os::fd::AsFd;
+    // It may be closed, and is then to be closed again.
+    let was = io::stdin().as_fd().try_clone_to_owned().ok();
+    // SAFETY: two integers; what was there is kept.
+    nix::errno::Errno::result(unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&fd), 0) })?;
+    Ok(Replaced(was))
+}
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        match &self.0 {
+            // SAFETY: two integers; the number gets back what it had.
+            Some(was) => unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(was), 0) },
+            // SAFETY: an integer; the number was free before.
+            None => unsafe { libc::close(0) },
+        };
+    }
 }

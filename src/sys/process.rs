@@ -130,6 +130,18 @@ impl PidFd {
         }
     }
 
+    /// Returns whether this process may send it signals; nothing is sent.
+    pub fn may_signal(&self) -> io::Result<bool> {
+        let info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: as above; 0 is no signal and only asks, see kill(2).
+        let asked = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), 0, info, 0) };
+        match Errno::result(asked) {
+            Ok(_) | Err(Errno::ESRCH) => Ok(true),
+            Err(Errno::EPERM) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// Returns another descriptor for the same process.
     pub fn try_clone(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
@@ -164,6 +176,18 @@ pub fn peer_cred(fd: BorrowedFd<'_>) -> io::Result<PeerCred> {
     let cred = getsockopt(&fd, sockopt::PeerCredentials)?;
     Ok(PeerCred { pid: u32::try_from(cred.pid()).unwrap_or(0), uid: cred.uid(), gid: cred.gid() })
 }
+
+/// Returns the supplementary groups of the peer of a connected Unix socket (SO_PEERGROUPS); none where they are more than a thousand.
+pub fn peer_groups(fd: BorrowedFd<'_>) -> Vec<u32> {
+    let Ok((groups, length)) = super::socket::option(fd, libc::SOL_SOCKET, SO_PEERGROUPS, [0u8; 4096]) else {
+        return vec![];
+    };
+    let (words, _) = groups[..length].as_chunks();
+    words.iter().map(|word| u32::from_ne_bytes(*word)).collect()
+}
+
+/// From asm-generic/socket.h.
+const SO_PEERGROUPS: libc::c_int = 59;
 
 /// Returns the id of this boot, a UUID: see `/proc/sys/kernel/random/boot_id` in random(4).
 pub fn boot_id() -> io::Result<String> {
@@ -215,6 +239,8 @@ pub fn terminal() -> Option<PathBuf> {
     let number = is_terminal.iter().position(|is_terminal| *is_terminal)?;
     fs::read_link(format!("/proc/self/fd/{number}")).ok()
 }
+
+pub use super::start::directory as starting_directory;
 
 /// Returns a process's working directory.
 pub fn working_directory(pid: u32) -> io::Result<PathBuf> {

@@ -112,17 +112,29 @@ fn queue_in(answer: &[u8]) -> Option<AcceptQueue> {
 /// ListenOverflows and ListenDrops, of all listeners in this network namespace since it was made.
 pub fn listen_overflows() -> io::Result<(u64, u64)> {
     let netstat = fs::read_to_string("/proc/net/netstat")?;
-    let counter = |name| tcp_ext(&netstat, name).ok_or_else(|| missing(name));
+    let counter = |name| counter(&netstat, "TcpExt:", name).ok_or_else(|| missing("netstat", name));
     Ok((counter("ListenOverflows")?, counter("ListenDrops")?))
 }
 
-fn missing(name: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("/proc/net/netstat has no {name}"))
+/// Returns how many TCP connections have been made to this network namespace since it was made: PassiveOpens.
+pub fn arrivals() -> io::Result<u64> {
+    let snmp = fs::read_to_string("/proc/net/snmp")?;
+    counter(&snmp, "Tcp:", "PassiveOpens").ok_or_else(|| missing("snmp", "PassiveOpens"))
+}
+
+/// Returns how long an accept queue may be at most: what a program asks for beyond it is cut, see listen(2).
+pub fn longest() -> io::Result<u32> {
+    let text = fs::read_to_string("/proc/sys/net/core/somaxconn")?;
+    text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "somaxconn is no number"))
+}
+
+fn missing(file: &str, name: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("/proc/net/{file} has no {name}"))
 }
 
 /// The names are on one line and the values on the next with the same word in front.
-fn tcp_ext(netstat: &str, name: &str) -> Option<u64> {
-    let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+fn counter(table: &str, group: &str, name: &str) -> Option<u64> {
+    let mut lines = table.lines().filter_map(|line| line.strip_prefix(group));
     let (names, values) = (lines.next()?, lines.next()?);
     let at = names.split_ascii_whitespace().position(|word| word == name)?;
     values.split_ascii_whitespace().nth(at)?.parse().ok()
@@ -225,10 +237,19 @@ mod tests {
     fn a_counter_is_found_by_its_name() {
         let netstat =
             "TcpExt: A ListenOverflows ListenDrops\nTcpExt: 1 22 333\nIpExt: A ListenDrops\nIpExt: 4 5\n";
-        assert_eq!(tcp_ext(netstat, "ListenOverflows"), Some(22));
-        assert_eq!(tcp_ext(netstat, "ListenDrops"), Some(333));
-        assert_eq!(tcp_ext(netstat, "Listen"), None);
+        assert_eq!(counter(netstat, "TcpExt:", "ListenOverflows"), Some(22));
+        assert_eq!(counter(netstat, "TcpExt:", "ListenDrops"), Some(333));
+        assert_eq!(counter(netstat, "TcpExt:", "Listen"), None);
         let (overflows, drops) = listen_overflows().unwrap();
         assert!(drops >= overflows);
+    }
+
+    #[test]
+    fn a_connection_that_is_made_has_arrived() {
+        let before = arrivals().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(arrivals().unwrap() > before);
+        assert!(longest().unwrap() > 0);
     }
 }

@@ -4,11 +4,13 @@
 //! becomes or starts would never see the signals; a handler is reset to the default.
 
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+use super::start;
 
 /// A request to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +19,7 @@ pub enum Termination {
     Term,
     /// SIGINT: a person at a terminal.
     Int,
-    /// SIGHUP: the terminal is gone.
+    /// SIGHUP: the terminal is gone, or a request.
     Hup,
 }
 
@@ -57,6 +59,19 @@ impl Terminations {
         Self::catch_all(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
     }
 
+    /// As [`catch`](Self::catch), and for SIGHUP as a request, whether or not it was ignored so far.
+    ///
+    /// # Errors
+    ///
+    /// As [`catch`](Self::catch).
+    pub fn catch_with_request() -> io::Result<Self> {
+        let caught = Self::catch()?;
+        let action = SigAction::new(SigHandler::Handler(report), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: as below.
+        unsafe { sigaction(Signal::SIGHUP, &action) }?;
+        Ok(caught)
+    }
+
     fn catch_all(signals: &[Signal]) -> io::Result<Self> {
         let (reading, writing) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         publish(writing)?;
@@ -64,7 +79,12 @@ impl Terminations {
         for &signal in signals {
             // SAFETY: `report` only makes a write(2) and touches an atomic, both async-signal-safe.
             let before = unsafe { sigaction(signal, &action) }?;
-            if signal != Signal::SIGTERM && matches!(before.handler(), SigHandler::SigIgn) {
+            if !matches!(before.handler(), SigHandler::SigIgn) {
+                continue;
+            }
+            if signal == Signal::SIGTERM {
+                start::handles_ignored(signal as libc::c_int);
+            } else {
                 // nohup(1), or a shell that put this into the background: it is to go on without the terminal.
                 // SAFETY: this puts back what was there.
                 unsafe { sigaction(signal, &before) }?;
@@ -86,6 +106,12 @@ impl Terminations {
             number if number == Signal::SIGHUP as i32 => Termination::Hup,
             _ => Termination::Term,
         })
+    }
+}
+
+impl AsFd for Terminations {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

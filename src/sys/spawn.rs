@@ -2,7 +2,6 @@
 //!
 //! Everything that allocates or can be refused for its form is done before the fork; after it there are only system calls.
 
-use std::collections::HashSet;
 use std::ffi::{CString, OsStr, OsString, c_char};
 use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, Read};
@@ -112,17 +111,21 @@ impl<'a> Image<'a> {
 
 /// A program to start as another process, which shares nothing with this one but what is named here.
 ///
-/// Its standard input is `/dev/null`, its signals are all at their defaults and none is blocked.
+/// Its signals are all at their defaults and none is blocked.
 #[derive(Debug)]
 pub struct Spawn<'a> {
     /// The program, with its arguments, environment and descriptors.
     pub image: Image<'a>,
     /// Whether it leads a session of its own, whose id is then its pid.
     pub new_session: bool,
+    /// Whether it is nobody's child but init's: the child that is returned only started it, and ends at once.
+    pub orphan: bool,
     /// The directory of a control group that it is in from its first instruction.
     pub cgroup: Option<PathBuf>,
     /// Its working directory, or ours.
     pub directory: Option<PathBuf>,
+    /// Its standard input, or `/dev/null`.
+    pub stdin: Option<BorrowedFd<'a>>,
     /// Its standard output, or ours.
     pub stdout: Option<BorrowedFd<'a>>,
     /// Its standard error, or ours.
@@ -132,7 +135,16 @@ pub struct Spawn<'a> {
 impl<'a> Spawn<'a> {
     /// Returns what starts the image in our session, with our standard output and error.
     pub fn new(image: Image<'a>) -> Self {
-        Self { image, new_session: false, cgroup: None, directory: None, stdout: None, stderr: None }
+        Self {
+            image,
+            new_session: false,
+            orphan: false,
+            cgroup: None,
+            directory: None,
+            stdin: None,
+            stdout: None,
+            stderr: None,
+        }
     }
 
     /// Starts the program and returns once it runs. Whoever gets the child must wait for it.
@@ -182,11 +194,13 @@ impl<'a> Spawn<'a> {
             launch,
             report: writer,
             new_session: self.new_session,
+            orphan: self.orphan,
             cgroup: self.cgroup.as_deref().map(open_cgroup).transpose()?,
             strays_max: strays_max(),
         };
         let mut command = Command::new(self.image.program.path());
-        command.stdin(Stdio::null()).stdout(stdio(self.stdout)?).stderr(stdio(self.stderr)?);
+        let stdin = if self.stdin.is_some() { stdio(self.stdin)? } else { Stdio::null() };
+        command.stdin(stdin).stdout(stdio(self.stdout)?).stderr(stdio(self.stderr)?);
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
@@ -215,18 +229,24 @@ fn strays_max() -> RawFd {
 
 /// Returns another close-on-exec descriptor for the same description, numbered `floor` or more.
 fn lift(fd: BorrowedFd<'_>, floor: RawFd) -> io::Result<OwnedFd> {
-    let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(floor))?;
+    let copy = match fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(floor)) {
+        // So the kernel says that even the first number is above RLIMIT_NOFILE.
+        Err(Errno::EINVAL) => return Err(Errno::EMFILE.into()),
+        copy => copy?,
+    };
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// An [`Image`] in the form that the kernel takes, with every source at a number that no target has.
+/// An [`Image`] in the form that the kernel takes, with every source that moves at a number that no target has.
 struct Launch {
     /// One above the highest target.
     floor: RawFd,
     binary: OwnedFd,
     /// Where the same file is, if it is to be run by its path.
     path: Option<CString>,
+    /// Those that are at their numbers already.
+    stay: Vec<RawFd>,
     /// From and to.
     moves: Vec<(RawFd, RawFd)>,
     /// Copies of the sources that were among the targets.
@@ -250,9 +270,13 @@ impl Launch {
     fn prepare(image: &Image<'_>, nameless: &[(usize, CString)]) -> Result<Self> {
         let floor = floor_above(&image.fds)?;
         let make_room = |e: io::Error| Error::io("make room for the descriptors that are passed", e);
-        let (mut moves, mut lifted) = (Vec::new(), Vec::new());
+        let (mut stay, mut moves, mut lifted) = (Vec::new(), Vec::new(), Vec::new());
         for (target, source) in &image.fds {
             let mut from = source.as_raw_fd();
+            if from == *target {
+                stay.push(from);
+                continue;
+            }
             if from < floor {
                 let copy = lift(*source, floor).map_err(make_room)?;
                 from = copy.as_raw_fd();
@@ -264,6 +288,7 @@ impl Launch {
             floor,
             binary: lift(image.program.as_fd(), floor).map_err(make_room)?,
             path: None,
+            stay,
             moves,
             _lifted: lifted,
             argv: Strings::new(arguments(image)?),
@@ -280,6 +305,7 @@ impl Launch {
                 return Failure { step: Step::Descriptors, errno };
             }
         }
+        self.stay.iter().for_each(|&fd| set_close_on_exec(fd, false));
         if let Some(listen) = &mut self.listen {
             listen.write(&mut self.env);
         }
@@ -327,21 +353,25 @@ fn set_close_on_exec(fd: RawFd, on: bool) {
     unsafe { libc::fcntl(fd, libc::F_SETFD, flags) };
 }
 
+fn is_close_on_exec(fd: RawFd) -> bool {
+    // SAFETY: two integers; a closed descriptor is an error, which has every bit set, and is none that stays open.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) & libc::FD_CLOEXEC != 0 }
+}
+
 fn floor_above(fds: &[(RawFd, BorrowedFd<'_>)]) -> Result<RawFd> {
-    let mut seen = HashSet::new();
-    for (target, _) in fds {
-        if *target < FIRST_FREE {
-            return Err(Error::Invalid {
-                detail: format!("descriptor {target} is a standard one; pass it at 3 or more"),
-            });
-        }
-        if !seen.insert(target) {
-            return Err(Error::Invalid {
-                detail: format!("two descriptors are to be passed at number {target}"),
-            });
-        }
+    let mut targets: Vec<RawFd> = fds.iter().map(|(target, _)| *target).collect();
+    targets.sort_unstable();
+    if let Some(target) = targets.first().filter(|target| **target < FIRST_FREE) {
+        return Err(Error::Invalid {
+            detail: format!("descriptor {target} is a standard one; pass it at 3 or more"),
+        });
     }
-    let highest = seen.into_iter().max().copied().unwrap_or(FIRST_FREE - 1);
+    if let Some([target, _]) = targets.array_windows().find(|[a, b]| a == b) {
+        return Err(Error::Invalid {
+            detail: format!("two descriptors are to be passed at number {target}"),
+        });
+    }
+    let highest = targets.last().copied().unwrap_or(FIRST_FREE - 1);
     highest
         .checked_add(1)
         .ok_or_else(|| Error::Invalid { detail: format!("there is no descriptor {highest}") })
@@ -460,6 +490,7 @@ struct Newborn {
     launch: Launch,
     report: OwnedFd,
     new_session: bool,
+    orphan: bool,
     cgroup: Option<File>,
     strays_max: RawFd,
 }
@@ -467,6 +498,9 @@ struct Newborn {
 impl Newborn {
     /// Does not return: the standard library would report a failure to a number that may be one of our targets by then.
     fn live(&mut self) -> io::Result<()> {
+        if self.orphan {
+            leave_to_init();
+        }
         let failure = match self.settle() {
             Ok(()) => self.launch.run(),
             Err(failure) => failure,
@@ -488,7 +522,7 @@ impl Newborn {
             nix::unistd::setsid().map_err(|errno| Failure { step: Step::Session, errno })?;
         }
         for fd in 0..FIRST_FREE {
-            open_standard(fd).map_err(|errno| Failure { step: Step::Descriptors, errno })?;
+            start::open_standard(fd).map_err(|errno| Failure { step: Step::Descriptors, errno })?;
         }
         self.close_strays_on_exec();
         Ok(())
@@ -505,18 +539,16 @@ impl Newborn {
     }
 }
 
-/// The next file that the program opens must not become its standard error.
-fn open_standard(fd: RawFd) -> Result<(), Errno> {
-    // SAFETY: two integers.
-    match Errno::result(unsafe { libc::fcntl(fd, libc::F_GETFD) }) {
-        Ok(flags) if flags & libc::FD_CLOEXEC == 0 => Ok(()),
-        Ok(_) => {
-            set_close_on_exec(fd, false);
-            Ok(())
-        }
-        // The lowest free number is taken, and that is this one.
-        // SAFETY: the path is a static string with a NUL.
-        Err(_) => Errno::result(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) }).map(drop),
+/// Goes on as a child of this process, which ends: whoever waits for that one is done, and init takes the other.
+///
+/// The C library's fork would run handlers of others that may wait for locks; the kernel's copies and nothing else. If there can
+/// be no further process, this one goes on, as a child like any other.
+fn leave_to_init() {
+    // SAFETY: without flags but the signal at its end it is fork(2), and needs no stack.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    if pid > 0 {
+        // SAFETY: ends this process at once, without the parent's exit handlers.
+        unsafe { libc::_exit(0) }
     }
 }
 
@@ -534,28 +566,15 @@ fn reset_signals() {
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }
 
-/// Returns the action that is the default or ignores.
-fn action(disposition: libc::sighandler_t) -> libc::sigaction {
-    // SAFETY: all zeros is a valid sigaction: no flags, an empty mask, the default.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = disposition;
-    action
-}
-
-/// Sets a signal's action, which must not be a new handler, and returns the one before.
-fn replace_action(signal: libc::c_int, new: &libc::sigaction) -> libc::sigaction {
-    let mut old = action(libc::SIG_DFL);
-    // SAFETY: both are valid for the call, and no code of ours becomes a handler by it.
-    unsafe { libc::sigaction(signal, new, &raw mut old) };
-    old
-}
-
 /// Puts the process back as it was when exec fails: a supervisor that cannot become its new self goes on as the old one.
 struct Undo {
     replaced: Vec<Replaced>,
+    /// What is close-on-exec, and will not be.
+    stay: Vec<RawFd>,
+    /// What is not close-on-exec, and is made so.
     standard: Vec<RawFd>,
     mask: SigSet,
-    pipe: libc::sigaction,
+    signals: Vec<(libc::c_int, libc::sigaction)>,
 }
 
 struct Replaced {
@@ -572,14 +591,15 @@ impl Undo {
             .iter()
             .map(|&(_, to)| Replaced::keep(to, launch.floor))
             .collect::<io::Result<_>>()?;
+        let stay = launch.stay.iter().copied().filter(|&fd| is_close_on_exec(fd)).collect();
         let start = start::recorded();
         let standard: Vec<RawFd> = start.closed.iter().copied().filter(|&fd| is_the_runtimes(fd)).collect();
         standard.iter().for_each(|&fd| set_close_on_exec(fd, true));
-        let wanted = if start.pipe_ignored { libc::SIG_IGN } else { libc::SIG_DFL };
-        let pipe = replace_action(libc::SIGPIPE, &action(wanted));
+        let replace = |(signal, action): (libc::c_int, _)| (signal, start::replace_action(signal, &action));
+        let signals = start::actions().into_iter().map(replace).collect();
         let mut mask = SigSet::empty();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&start.mask), Some(&mut mask))?;
-        Ok(Self { replaced, standard, mask, pipe })
+        Ok(Self { replaced, stay, standard, mask, signals })
     }
 }
 
@@ -617,8 +637,11 @@ impl Replaced {
 impl Drop for Undo {
     fn drop(&mut self) {
         self.replaced.iter().for_each(Replaced::put_back);
+        self.stay.iter().for_each(|&fd| set_close_on_exec(fd, true));
         self.standard.iter().for_each(|&fd| set_close_on_exec(fd, false));
-        replace_action(libc::SIGPIPE, &self.pipe);
+        for (signal, action) in &self.signals {
+            start::replace_action(*signal, action);
+        }
         // The arguments are valid by their types.
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None);
     }
@@ -858,6 +881,21 @@ mod tests {
     }
 
     #[test]
+    fn an_orphan_is_not_this_processs_child_and_runs_on() {
+        let shell = shell();
+        let script = image(&shell, &["-c", "echo $PPID $$; exec sleep 600"]);
+        let (mut child, mut reader) = start(Spawn { orphan: true, new_session: true, ..Spawn::new(script) });
+        assert!(child.wait().unwrap().success(), "it has only started the other");
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        let ids: Vec<u32> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        let orphan = PidFd::open(ids[1]).unwrap();
+        assert!(ids[0] != std::process::id() && ids[1] != child.id(), "{line}");
+        assert!(!orphan.is_dead().unwrap());
+        orphan.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+
+    #[test]
     fn the_standard_descriptors_are_open_and_input_is_empty() {
         let (child, open) = idle_with(Vec::new());
         end(child);
@@ -1034,7 +1072,7 @@ mod tests {
     }
 
     fn pipe_disposition() -> libc::sighandler_t {
-        let mut old = action(libc::SIG_DFL);
+        let mut old = start::action(libc::SIG_DFL);
         // SAFETY: a null new action only reads.
         unsafe { libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut old) };
         old.sa_sigaction
@@ -1056,7 +1094,7 @@ mod tests {
         let failed = Image { fds: fds.clone(), listen_pid: true, ..Image::new(&program) }.exec();
         assert!(failed.to_string().contains("interpreter"), "{failed}");
         assert_eq!(now(), before, "a failed exec changes nothing");
-        assert!(fcntl(&taken, FcntlArg::F_GETFD).unwrap() & libc::FD_CLOEXEC != 0);
+        assert!(is_close_on_exec(taken.as_raw_fd()) && is_close_on_exec(a.as_raw_fd()));
         assert_eq!(pipe_disposition(), libc::SIG_IGN);
         drop(dir);
 

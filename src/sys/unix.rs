@@ -127,14 +127,7 @@ impl Bound {
     ///
     /// EMFILE and the like; `WouldBlock` where none waits.
     pub fn accept(&self) -> io::Result<OwnedFd> {
-        // The description is this process's alone and blocking: look before, as there is no MSG_DONTWAIT for accept4.
-        if !super::poll::wait_one(self.fd.as_fd(), super::poll::Want::Read, Some(std::time::Instant::now()))?
-        {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let fd = nix::sys::socket::accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
-        // SAFETY: accept4 has just returned this number, and nothing else knows it.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        accept_from(self.fd.as_fd())
     }
 
     /// Removes the path if it leads to this socket; another process may have taken it over.
@@ -159,6 +152,21 @@ impl AsFd for Bound {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Takes one connection, if one waits.
+///
+/// # Errors
+///
+/// As [`Bound::accept`].
+pub fn accept_from(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // The description is this process's alone and blocking: look before, as there is no MSG_DONTWAIT for accept4.
+    if !super::poll::wait_one(listener, super::poll::Want::Read, Some(std::time::Instant::now()))? {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    let fd = nix::sys::socket::accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+    // SAFETY: accept4 has just returned this number, and nothing else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn address(path: &Path) -> Result<UnixAddr> {
@@ -189,7 +197,12 @@ fn sibling(path: &Path) -> Result<PathBuf> {
     Ok(beside)
 }
 
-fn check_directory(path: &Path) -> Result<()> {
+/// Checks that nobody else may write to the directory of a control socket.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] where others may, [`Error::Io`] where there is none.
+pub fn check_directory(path: &Path) -> Result<()> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
@@ -246,13 +259,15 @@ pub struct Received {
     pub truncated: bool,
 }
 
-/// Receives bytes and descriptors; never blocks.
+/// Receives bytes and so many descriptors; never blocks.
 ///
 /// # Errors
 ///
 /// `WouldBlock`; ECONNRESET where the peer closed with something unread.
-pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
-    let mut control = nix::cmsg_space!([RawFd; FDS_MAX]);
+pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], fds_max: usize) -> io::Result<Received> {
+    let length = u32::try_from(size_of::<RawFd>() * fds_max.min(FDS_MAX)).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: computes a length.
+    let mut control: Vec<u8> = Vec::with_capacity(unsafe { libc::CMSG_SPACE(length) } as usize);
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut header = libc::msghdr {
         msg_name: std::ptr::null_mut(),
@@ -301,6 +316,18 @@ fn rights(header: &libc::msghdr) -> Vec<OwnedFd> {
         next = unsafe { libc::CMSG_NXTHDR(header, next) };
     }
     fds
+}
+
+/// Returns how many bytes of what was sent the peer has not taken yet.
+///
+/// # Errors
+///
+/// EBADF.
+pub fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int, which lives as long as the call.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
 /// Returns the effective user of this process.

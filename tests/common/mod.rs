@@ -135,7 +135,7 @@ struct Written {
 }
 
 impl Lines {
-    fn of(stderr: ChildStderr) -> Self {
+    pub fn of(stderr: ChildStderr) -> Self {
         let lines = Self(Arc::default());
         let theirs = lines.clone();
         std::thread::spawn(move || {
@@ -180,6 +180,11 @@ pub fn has_redis_tools() -> bool {
 /// Returns whether strace is there and allowed to trace; says loudly that a test is skipped if not, and fails in CI.
 pub fn has_strace() -> bool {
     has_tool("strace", Command::new("strace").args(["-f", "--seccomp-bpf", "-e", "trace=none", "true"]))
+}
+
+/// Returns whether sudo can make this user another one; says loudly that a test is skipped if not, and fails in CI.
+pub fn has_sudo() -> bool {
+    has_tool("sudo", Command::new("sudo").args(["-n", "-u", "nobody", "true"]))
 }
 
 /// Returns whether script(1) is there, which gives a program a terminal; says loudly that a test is skipped if not, and fails in CI.

@@ -21,7 +21,7 @@ pub struct Args {
     reason: String,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "
@@ -33,9 +33,9 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let next = args.next.open("abort")?;
     let common = args.settle.as_common(When::Never);
     let mut chain = phase::chain(&common)?;
-    let inherited = handoff::steps::inherited(&chain)?;
-    phase::not_over(inherited.as_ref())?;
-    if let Some(found) = inherited.filter(Inherited::is_held) {
+    let known = handoff::steps::inherited(&chain)?;
+    phase::not_over(known.as_ref())?;
+    if let Some(found) = known.clone().filter(Inherited::is_held) {
         let mut watcher = Watcher::new("abort", When::Never)?;
         let mut observer = |event: &Event<'_>| watcher.observe(event);
         let unable = |e| exit::attempt(e, "undo the handoff");
@@ -48,6 +48,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let settled = settle::say(&args.settle, "handoff abort", |control, deadline| {
         control.abort(&args.reason, deadline)
     })?;
+    settled.note("abort", &chain, known.as_ref(), &args.reason);
     let exit = settled.report(args.settle.json, "rolled-back")?;
     wanted(exit, next, &chain)
 }

@@ -1,9 +1,10 @@
+use handoff::chain::Chain;
 use handoff::control::Control;
 use handoff::steps::{Inherited, Next as Phase, Steps};
 use handoff::supervisor::Event;
 
 use crate::exit::{self, Exit};
-use crate::link::Next;
+use crate::link::{Next, Opened};
 use crate::phase::{self, Watcher};
 use crate::progress::When;
 use crate::{logging, out, settle};
@@ -27,7 +28,7 @@ pub struct Args {
     progress: When,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "
@@ -41,14 +42,14 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let next = args.next.open("commit")?;
     let common = args.settle.as_common(args.progress);
     let mut chain = phase::chain(&common)?;
-    let inherited = handoff::steps::inherited(&chain)?;
-    if inherited.as_ref().is_some_and(|found| found.phase == "committed") {
-        // The daemon died, and a successor that was warm already has succeeded it without this command.
-        return Ok(next.map_or(Exit::Done, |next| next.exec("commit", &chain)));
+    let known = handoff::steps::inherited(&chain)?;
+    if let Some(over) = known.as_ref().filter(|known| known.phase == "committed") {
+        return committed_before(args, over, next, &chain);
     }
-    phase::not_over(inherited.as_ref())?;
-    let Some(found) = inherited.filter(Inherited::is_held) else {
+    phase::not_over(known.as_ref())?;
+    let Some(found) = known.clone().filter(Inherited::is_held) else {
         let settled = settle::say(&args.settle, "handoff commit", Control::commit)?;
+        settled.note("commit", &chain, known.as_ref(), "the trial was undone");
         return match next {
             Some(next) if settled.is("committed") => Ok(next.exec("commit", &chain)),
             _ => settled.report(args.settle.json, "committed"),
@@ -81,6 +82,22 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         None => {
             out::line(&format!("baking {handoff}: `handoff commit` keeps it, `handoff abort` undoes it"))?
         }
+    };
+    Ok(Exit::Done)
+}
+
+/// The daemon died while an earlier command had the lease, and the successor that waited serves: there is nothing left to do.
+fn committed_before(
+    args: &Args,
+    over: &Inherited,
+    next: Option<Opened>,
+    chain: &Chain,
+) -> anyhow::Result<Exit> {
+    let handoff = &over.handoff;
+    let _ = match next {
+        Some(next) => return Ok(next.exec("commit", chain)),
+        None if args.settle.json => out::json(&phase::Held { handoff, phase: "committed" })?,
+        None => out::line(&format!("committed {handoff} before: the successor serves"))?,
     };
     Ok(Exit::Done)
 }

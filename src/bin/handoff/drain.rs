@@ -29,7 +29,7 @@ pub struct Args {
     exit: bool,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 /// How long things may take.
@@ -74,7 +74,7 @@ impl Limits {
 /// Drains, and seals unless it is asked not to.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     logging::quietly("drain");
-    let next = args.next.open("drain")?;
+    let next = args.next.open_ahead("drain")?;
     let chain = phase::chain(&args.common)?;
     let found = phase::held(&chain)?;
     match &found {

@@ -1,13 +1,15 @@
 use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use handoff::chain::Chain;
+use handoff::chain::{Chain, JOURNAL_VAR};
 use handoff::error::Error;
+use handoff::fds::{self, HANDOFF_FDS, LISTEN_START, Role};
 use handoff::steps::{Inherited, Stayed, Steps};
 use handoff::supervisor::{Event, SpawnSpec};
-use handoff::sys::spawn::Program;
+use handoff::sys::spawn::{Image, Program, Spawn};
 
 use crate::exit::{self, Exit};
 use crate::link::{self, Opened};
@@ -84,6 +86,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     // Before anything is asked of anybody.
     let program = open(name)?;
     let next = next.map(|next| link::open_words("exec-successor", next)).transpose()?;
+    next.iter().try_for_each(|next| next.check_ahead("exec-successor"))?;
     let chain = phase::chain(&args.common)?;
     let found = phase::held(&chain)?;
     match (args.warm, found) {
@@ -94,6 +97,20 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         (false, None) => Err(phase::no_lease(
             "`handoff drain` comes before it, unless PROG is to be started first, with --warm",
         )),
+    }
+}
+
+/// Checks what will be run, for a link that comes before.
+///
+/// # Errors
+///
+/// The exit code, after it was said what is wrong.
+pub fn check(command: &str, args: &Args) -> Result<(), Exit> {
+    let (words, next) = split(args);
+    link::open_words(command, words)?;
+    match next {
+        Some(next) => link::open_words(command, next)?.check_ahead(command),
+        None => Ok(()),
     }
 }
 
@@ -169,12 +186,45 @@ fn sealed(
         std::env::set_current_dir(&directory)
             .with_context(|| format!("go to the daemon's directory {}", directory.display()))?;
     }
+    leave_recorder(&chain, &args.common.control, found);
     let arguments: Vec<OsString> = arguments.into_iter().map(OsString::from).collect();
     match steps.exec_successor(&mut chain, &program, &arguments) {
         Stayed::Ended(steps) => phase::end("exec-successor", *steps, &mut chain, None, &args.common),
         Stayed::Failed(e @ Error::Io { .. }) => Ok(link::unusable("exec-successor", e)),
         Stayed::Failed(e) => Err(unable(e)),
     }
+}
+
+/// Leaves a process behind that writes down how it ends, where there is a journal: this one is the daemon by then.
+fn leave_recorder(chain: &Chain, control: &Path, found: &Inherited) {
+    let Some(fd) = chain.get(&Role::Journal) else { return };
+    let spec = &found.spec;
+    let patience = spec.deadline + spec.stand_by + spec.bake.unwrap_or_default() + 2 * spec.margin;
+    if let Err(e) = start_recorder(fd, control, patience) {
+        tracing::warn!(
+            "how the handoff ends is not written down before `handoff journal resume` is run: {e}"
+        );
+    }
+}
+
+fn start_recorder(journal: BorrowedFd<'_>, control: &Path, patience: Duration) -> anyhow::Result<()> {
+    let program = Program::open(Path::new("/proc/self/exe"))?;
+    let path = std::env::var_os(JOURNAL_VAR).context("learn the journal's path")?;
+    let nobody = std::fs::OpenOptions::new().write(true).open("/dev/null").context("open /dev/null")?;
+    let mut recorder = Image::new(&program);
+    recorder.argv0 = "handoff".into();
+    let wait = format!("{}ms", patience.as_millis());
+    recorder.args = ["journal", "resume", "--wait", &wait, "--journal"].map(OsString::from).to_vec();
+    recorder.args.extend([path, "--control".into(), control.into()]);
+    let table = fds::render(&[(Role::Journal, LISTEN_START, journal)])?;
+    recorder.env.retain(|(name, _)| name != HANDOFF_FDS);
+    recorder.env.push((HANDOFF_FDS.into(), table.into()));
+    recorder.fds = vec![(LISTEN_START, journal)];
+    let mut spawn = Spawn::new(recorder);
+    (spawn.new_session, spawn.orphan, spawn.stdout) = (true, true, Some(nobody.as_fd()));
+    // It has only started the recorder, and has ended.
+    spawn.spawn()?.wait().context("wait for the recorder's start")?;
+    Ok(())
 }
 
 /// The daemon's own arguments, where none are given and it is not forbidden.

@@ -1,15 +1,16 @@
 //! The exit codes of every command, and how a failure is said.
 
-use std::process::ExitCode;
-
 use handoff::Error;
 use handoff::proto::Reason;
 use handoff::supervisor::Outcome;
 
-use crate::out;
+use crate::{examples, out};
 
 /// What a message about a failure begins with.
 const UNABLE: &str = "unable to ";
+
+/// How wide an example in a help text may be, in columns: as wide as the help, less the indentation.
+const EXAMPLE_WIDTH: usize = 98;
 
 /// What a command's exit code means. The same for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +54,6 @@ impl Exit {
         Self::NotExecutable,
         Self::NotFound,
     ];
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
-    }
 }
 
 /// As an error it is one of which everything has been said already.
@@ -109,6 +104,8 @@ impl Exit {
             Error::Locked { .. }
             | Error::LockReplaced { .. }
             | Error::NetworkFileSystem { .. }
+            | Error::NewerFormat { .. }
+            | Error::Foreign { .. }
             | Error::Busy { .. }
             | Error::Refused { .. }
             | Error::Aborted { .. }
@@ -145,7 +142,9 @@ pub fn attempt(e: Error, phrase: impl Into<String>) -> anyhow::Error {
 pub fn after_help(examples: &str) -> String {
     let table: Vec<String> =
         Exit::ALL.iter().map(|exit| format!("  {:>3}  {}", *exit as u8, exit.meaning())).collect();
-    format!("EXAMPLES\n{}\n\nEXIT CODES\n{}", examples.trim_matches('\n'), table.join("\n"))
+    let examples: Vec<String> =
+        examples::shown(examples, EXAMPLE_WIDTH).iter().map(|line| format!("  {line}")).collect();
+    format!("EXAMPLES\n{}\n\nEXIT CODES\n{}", examples.join("\n"), table.join("\n"))
 }
 
 /// The library's errors say their own cause, so what is below them is not repeated.
@@ -158,8 +157,12 @@ fn message(e: &anyhow::Error) -> String {
         }
     }
     let line = parts.join(": ");
-    let verb = if line.starts_with(UNABLE) { "" } else { UNABLE };
-    format!("{verb}{line}")
+    match e.is::<Error>() && parts.len() == 1 {
+        _ if line.starts_with(UNABLE) => line,
+        // Without a context nobody said what was attempted.
+        true => format!("{UNABLE}go on: {line}"),
+        false => format!("{UNABLE}{line}"),
+    }
 }
 
 #[cfg(test)]

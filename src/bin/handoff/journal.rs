@@ -2,7 +2,7 @@ mod begin;
 mod record;
 
 use std::fs;
-use std::io::{IsTerminal, stdout};
+use std::io::{ErrorKind, IsTerminal, stdout};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use clap::ValueHint;
+use clap::builder::NonEmptyStringValueParser;
 use handoff::DataDirLock;
 use handoff::chain::Chain;
 use handoff::control::Control;
@@ -18,7 +19,7 @@ use handoff::data_dir::FILE_NAME;
 use handoff::error::Error;
 use handoff::fds::Role;
 use handoff::journal::timeline::{TextOptions, Timeline, trace};
-use handoff::journal::{self, Contents, Event, Follower, HandoffSummary, Journal, Unfinished, utc};
+use handoff::journal::{self, Contents, Event, Follower, HandoffSummary, Journal, Record, Unfinished, utc};
 use handoff::proto::driver::{Outcome, Refusal};
 use handoff::proto::record::{OwnerRecord, Program, Standing, boot_program};
 use handoff::supervisor::Supervisor;
@@ -26,7 +27,8 @@ use handoff::sys::{append, terminal};
 use serde::Serialize;
 
 use crate::exit::{self, Exit};
-use crate::{logging, out};
+use crate::link::Next;
+use crate::{duration, logging, out};
 
 /// Begin and keep the journal, and ask it what happened, what is current and where the time went
 #[derive(clap::Args)]
@@ -55,6 +57,21 @@ enum Question {
     Repair(Repair),
 }
 
+impl Args {
+    /// Returns what follows, where something may.
+    pub fn next(&self) -> Option<&Next> {
+        match &self.question {
+            Question::Begin(args) => Some(&args.next),
+            Question::Record(args) => Some(&args.next),
+            Question::Show(_)
+            | Question::Current(_)
+            | Question::Timeline(_)
+            | Question::Resume(_)
+            | Question::Repair(_) => None,
+        }
+    }
+}
+
 /// Show what happened, one line an event
 #[derive(clap::Args)]
 #[command(after_help = exit::after_help("
@@ -72,14 +89,14 @@ struct Show {
     #[arg(long)]
     json: bool,
 
-    /// Show only this handoff
-    #[arg(long, value_name = "ID")]
+    /// Show only this handoff, by its id or the beginning of it
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     handoff: Option<String>,
 }
 
 /// Show which program is current, and which evidence says so
 ///
-/// The first line is the command to start. The owner record in the data directory decides where there is one; the journal comes
+/// The first line is the command to start, in the directory that the daemon was started in, which needs env(1) with --chdir. The owner record in the data directory decides where there is one; the journal comes
 /// second.
 #[derive(clap::Args)]
 #[command(after_help = exit::after_help("
@@ -139,16 +156,37 @@ struct Resume {
     /// Ask the daemon at this Unix socket [default: the one that the journal names]
     #[arg(long, value_name = "PATH", env = "HANDOFF_CONTROL", hide_env_values = true, value_hint = ValueHint::FilePath)]
     control: Option<PathBuf>,
+
+    /// Ask for so long about a handoff that is still going on
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
+    wait: Duration,
 }
 
 /// Move the damaged parts of a journal into files beside it, and keep every sound record
 #[derive(clap::Args)]
 #[command(after_help = exit::after_help("
-  handoff journal repair /var/lib/kv/journal"))]
+  handoff journal repair /var/lib/kv/journal"),
+    override_usage = "handoff journal repair [--journal PATH | PATH]")]
 struct Repair {
-    /// The journal
-    #[arg(value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true, value_hint = ValueHint::FilePath)]
-    journal: PathBuf,
+    /// Repair this journal
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "HANDOFF_JOURNAL",
+        hide_env_values = true,
+        required_unless_present = "path"
+    )]
+    journal: Option<PathBuf>,
+
+    /// The same, and it outweighs the variable
+    #[arg(value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
+    path: Option<PathBuf>,
+}
+
+impl Repair {
+    fn journal(&self) -> &Path {
+        self.path.as_ref().or(self.journal.as_ref()).expect("clap requires one of them")
+    }
 }
 
 #[derive(clap::Args)]
@@ -199,7 +237,7 @@ impl Question {
             Self::Current(args) => args.journal.as_deref(),
             // They say themselves what is wrong.
             Self::Begin(_) | Self::Record(_) => None,
-            Self::Repair(args) => Some(&args.journal),
+            Self::Repair(args) => Some(args.journal()),
         }
     }
 }
@@ -211,6 +249,16 @@ pub fn unreadable(command: &str, journal: Option<&Path>, e: Error) -> Exit {
             format!("handoff journal repair {}", out::command_line(journal, &[]))
         }
         (Error::Foreign { .. }, _) => "name another journal".to_owned(),
+        (Error::Io { attempt, source }, Some(_)) if attempt.starts_with("open the journal ") => {
+            let next = match source.kind() {
+                ErrorKind::NotFound => {
+                    "name another journal; a swap or handoff journal begin makes a new one"
+                }
+                ErrorKind::PermissionDenied => "run this as the user whose it is, or as root",
+                _ => return exit::fatal(command, &e.into()),
+            };
+            return exit::fatal_as(command, &anyhow!("{attempt}: {source}; next: {next}"), Exit::System);
+        }
         _ => return exit::fatal(command, &exit::attempt(e, "use the journal")),
     };
     exit::fatal_as(command, &anyhow!("read the journal: {e}; next: {next}"), Exit::Refused)
@@ -241,13 +289,7 @@ fn show(args: &Show) -> anyhow::Result<Exit> {
         false => journal::read(&args.file.journal)?,
     };
     let shown = print(args, &contents)?;
-    if let Some(tail) = &contents.torn_tail {
-        let (offset, len) = (tail.offset, tail.bytes.len());
-        let text = format!(
-            "the last record is torn: {len} bytes at byte {offset}; the next driver cuts it off, and says so"
-        );
-        out::say("journal", "warning", &text);
-    }
+    tell_of_torn_tail(&contents);
     if contents.records.is_empty() {
         out::say("journal", "info", &format!("{} is empty", args.file.journal.display()));
     } else if shown == Shown::Nothing {
@@ -255,6 +297,23 @@ fn show(args: &Show) -> anyhow::Result<Exit> {
         return Ok(exit::fatal_as("journal", &anyhow!("find handoff {id}"), Exit::Refused));
     }
     Ok(Exit::Done)
+}
+
+fn tell_of_torn_tail(contents: &Contents) {
+    if let Some(tail) = &contents.torn_tail {
+        let (offset, len) = (tail.offset, tail.bytes.len());
+        let text = format!(
+            "the last record is torn: {len} bytes at byte {offset}; the next driver cuts it off, and says so"
+        );
+        out::say("journal", "warning", &text);
+    }
+}
+
+/// Reads a journal, and says what is not read of it.
+fn read(path: &Path) -> anyhow::Result<Vec<Record>> {
+    let contents = journal::read(path)?;
+    tell_of_torn_tail(&contents);
+    Ok(contents.records)
 }
 
 fn follow(args: &Show) -> anyhow::Result<Exit> {
@@ -276,7 +335,7 @@ enum Shown {
 fn print(args: &Show, contents: &Contents) -> anyhow::Result<Shown> {
     let mut shown = Shown::Nothing;
     for (record, line) in contents.records.iter().zip(&contents.lines) {
-        if args.handoff.as_ref().is_some_and(|id| *id != record.handoff) {
+        if args.handoff.as_ref().is_some_and(|id| !record.handoff.starts_with(id)) {
             continue;
         }
         let text = if args.json { line.clone() } else { record.to_string() };
@@ -303,7 +362,7 @@ struct Answer {
 
 fn current(args: &Current) -> anyhow::Result<Exit> {
     let records = match &args.journal {
-        Some(path) if path.exists() => journal::read(path)?.records,
+        Some(path) if path.exists() => read(path)?,
         Some(_) | None => vec![],
     };
     let in_journal = journal::current(&records);
@@ -311,8 +370,13 @@ fn current(args: &Current) -> anyhow::Result<Exit> {
     let reading = lock_file.as_ref().map(DataDirLock::read_record).transpose()?.unwrap_or_default();
     let Some(answer) = Answer::of(reading.record, lock_file.as_deref(), in_journal, reading.args_dropped)
     else {
+        let journal = match &args.journal {
+            Some(path) if path.exists() => format!("no record of the journal {}", path.display()),
+            Some(path) => format!("no journal, as there is none at {},", path.display()),
+            None => "no journal".to_owned(),
+        };
         let nowhere = anyhow!(
-            "find out which program is current: no owner record and no journal says so; give --data-dir or --journal"
+            "find out which program is current: no owner record and {journal} says so; next: give --data-dir or --journal"
         );
         return Ok(exit::fatal_as("journal", &nowhere, Exit::Refused));
     };
@@ -320,7 +384,7 @@ fn current(args: &Current) -> anyhow::Result<Exit> {
         let _ = out::json(&answer)?;
         return Ok(Exit::Done);
     }
-    let command = out::command_line(&answer.program.binary, &answer.program.args);
+    let command = out::start_line(&answer.program);
     // The command alone goes to a program that reads it; the evidence is for people.
     let _ = out::line(&command)?;
     answer.evidence.iter().for_each(|line| out::say("journal", "info", line));
@@ -328,7 +392,7 @@ fn current(args: &Current) -> anyhow::Result<Exit> {
 }
 
 /// Where the owner record is: as was said, as the daemon says, or as the journal says, in this order.
-fn lock_file(args: &Current, records: &[journal::Record]) -> Option<PathBuf> {
+fn lock_file(args: &Current, records: &[Record]) -> Option<PathBuf> {
     let asked = || {
         let deadline = Instant::now() + ANSWER;
         let mut control =
@@ -338,7 +402,9 @@ fn lock_file(args: &Current, records: &[journal::Record]) -> Option<PathBuf> {
     };
     let noted = || {
         records.iter().rev().find_map(|record| match &record.event {
-            Event::Begun { data_dir: Some(dir), .. } => Some(dir.join(FILE_NAME)),
+            Event::Begun { data_dir: Some(dir), lock_file, .. } => {
+                Some(dir.join(lock_file.as_deref().unwrap_or(FILE_NAME)))
+            }
             _ => None,
         })
     };
@@ -360,7 +426,7 @@ impl Answer {
         }
         if let Some(noted) = &in_journal {
             // A rollback and a restart count generations, and change nothing about the program.
-            let agrees = program.as_ref().map(|program| *program == program_of(noted));
+            let agrees = program.as_ref().map(|program| is_the_same(program, noted));
             let word = match agrees {
                 Some(true) => "the journal agrees",
                 Some(false) => "the journal knows of another program",
@@ -387,14 +453,24 @@ fn of_record(record: &OwnerRecord, path: &Path, args_dropped: bool) -> String {
     )
 }
 
+/// The journal does not know in which directory a program was started.
 fn program_of(current: &journal::Current) -> Program {
-    Program { binary: current.binary.clone(), args: current.args.clone(), build_id: current.build_id.clone() }
+    Program {
+        binary: current.binary.clone(),
+        args: current.args.clone(),
+        build_id: current.build_id.clone(),
+        directory: None,
+    }
+}
+
+fn is_the_same(program: &Program, noted: &journal::Current) -> bool {
+    (&program.binary, &program.args, &program.build_id) == (&noted.binary, &noted.args, &noted.build_id)
 }
 
 // ---- timeline
 
 fn timeline(args: &TimelineArgs) -> anyhow::Result<Exit> {
-    let handoffs = journal::handoffs(&journal::read(&args.file.journal)?.records);
+    let handoffs = journal::handoffs(&read(&args.file.journal)?);
     let Some(handoff) = chosen(&handoffs, args.handoff.as_deref()) else {
         let wanted = args.handoff.as_deref().map_or("a handoff".to_owned(), |id| format!("handoff {id}"));
         let e = anyhow!("find {wanted} in {}", args.file.journal.display());
@@ -431,16 +507,22 @@ fn drawing() -> TextOptions {
 // ---- resume
 
 fn resume(args: &Resume) -> anyhow::Result<Exit> {
-    let records = journal::read(&args.file.journal)?.records;
-    let Some(open) = journal::unfinished(&records) else {
+    let contents = journal::read(&args.file.journal)?;
+    let Some(open) = journal::unfinished(&contents.records) else {
+        // Otherwise it is cut, and that is said.
+        tell_of_torn_tail(&contents);
         let _ = out::line("nothing was left open")?;
         return Ok(Exit::Done);
     };
     let control = args.control.clone().or_else(|| named_control(&open)).ok_or_else(|| Error::Invalid {
         detail: "the journal does not say where the daemon answers: give --control".to_owned(),
     })?;
-    let supervisor = Supervisor::new(control)?.with_journal(&args.file.journal);
-    match supervisor.resume_from_journal()? {
+    let supervisor = Supervisor::new(control)?.with_journal(&args.file.journal).with_patience(args.wait);
+    let recovered = match Chain::inherit()?.take(&Role::Journal) {
+        Some(fd) => supervisor.resume_in(&mut Journal::adopt(fd, &args.file.journal)?)?,
+        None => supervisor.resume_from_journal()?,
+    };
+    match recovered {
         Some(recovered) => {
             let _ = out::line(&format!("handoff {}: {}", recovered.handoff_id, phrase(&recovered.outcome)))?;
             Ok(match recovered.outcome {
@@ -486,7 +568,7 @@ pub fn phrase(outcome: &Outcome) -> String {
 // ---- repair
 
 fn repair(args: &Repair) -> anyhow::Result<Exit> {
-    let repair = journal::repair(&args.journal)?;
+    let repair = journal::repair(args.journal())?;
     if repair.moved.is_empty() {
         let _ = out::line(&format!("sound: {} records", repair.records_kept))?;
     }

@@ -8,10 +8,11 @@ use handoff::chain::Chain;
 use handoff::error::Error;
 use handoff::sys::spawn::Program;
 
+use crate::ahead;
 use crate::exit::{self, Exit};
 
 /// The rest of the command line.
-#[derive(Clone, clap::Args)]
+#[derive(Clone, Debug, PartialEq, clap::Args)]
 #[group(skip)]
 pub struct Next {
     /// The next program, which this process becomes, and its arguments
@@ -28,6 +29,11 @@ pub struct Opened {
 }
 
 impl Next {
+    /// Returns what follows an operand.
+    pub fn new(words: &[OsString]) -> Self {
+        Self { words: words.to_vec() }
+    }
+
     /// Whether nothing follows.
     pub fn is_empty(&self) -> bool {
         self.words.is_empty()
@@ -48,6 +54,18 @@ impl Next {
         // After an operand `--` is a word like any other, and there it ends nothing but the link's own arguments.
         let words = self.words.strip_prefix(&[OsString::from("--")]).unwrap_or(&self.words);
         if words.is_empty() { Ok(None) } else { open_words(command, words).map(Some) }
+    }
+
+    /// As [`open`](Self::open), and what is wrong with the links that follow is found now: for a link after which undoing costs
+    /// something.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_ahead(&self, command: &str) -> Result<Option<Opened>, Exit> {
+        let opened = self.open(command)?;
+        opened.iter().try_for_each(|opened| opened.check_ahead(command))?;
+        Ok(opened)
     }
 
     /// As [`open`](Self::open), for a link that is of no use without a program.
@@ -80,6 +98,19 @@ pub fn open_words(command: &str, words: &[OsString]) -> Result<Opened, Exit> {
 }
 
 impl Opened {
+    /// Looks at the links that follow, if this is one.
+    ///
+    /// # Errors
+    ///
+    /// The exit code, after it was said what is wrong.
+    pub fn check_ahead(&self, command: &str) -> Result<(), Exit> {
+        if self.program.same_file(Path::new("/proc/self/exe")) {
+            ahead::check(command, &self.args)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Becomes the program, and hands the chain on. Returns only if that fails, after saying why.
     pub fn exec(self, command: &str, chain: &Chain) -> Exit {
         unusable(command, chain.exec(&self.program, &self.args))
@@ -94,7 +125,8 @@ pub fn unusable(command: &str, e: Error) -> Exit {
             ErrorKind::NotFound | ErrorKind::NotADirectory => Exit::NotFound,
             _ => Exit::System,
         },
+        Error::Invalid { .. } => Exit::Usage,
         _ => Exit::System,
     };
-    exit::fatal_as(command, &e.into(), exit)
+    exit::fatal_as(command, &exit::attempt(e, "become the next program"), exit)
 }

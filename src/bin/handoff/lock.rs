@@ -23,7 +23,7 @@ use crate::{duration, logging, out};
 ///
 /// With --who, print every process that has the lock, and exit with 0 if there is one and with 1 if it is free. Processes of other
 /// users are all seen only by root.
-#[derive(clap::Args)]
+#[derive(clap::Args, Debug, PartialEq)]
 #[command(
     after_help = exit::after_help(EXAMPLES),
     override_usage = "handoff lock [OPTIONS] DIR [--] PROG...\n       handoff lock --who [--json] [DIR]"
@@ -59,13 +59,35 @@ pub struct Args {
     dir: Option<PathBuf>,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "
   exec handoff hold-fds --listen redis=127.0.0.1:6379 -- handoff lock /var/lib/kv -- kvd
   handoff lock --wait 10s /var/lib/kv tar -cf kv.tar /var/lib/kv
   handoff lock --who /var/lib/kv";
+
+impl Args {
+    /// Reads a command line without an option, which is a directory and a program: `None` for any other.
+    ///
+    /// In a chain of links a parser that knows all options takes longer than taking the lock.
+    pub fn plain(words: &[OsString]) -> Option<Self> {
+        let [_, command, dir, next @ ..] = words else { return None };
+        if command != "lock" || dir.as_encoded_bytes().first().is_none_or(|byte| *byte == b'-') {
+            return None;
+        }
+        Some(Self {
+            wait: Duration::ZERO,
+            lock_file: FILE_NAME.into(),
+            allow_network_fs: false,
+            progress: When::Auto,
+            who: false,
+            json: false,
+            dir: Some(dir.into()),
+            next: Next::new(next),
+        })
+    }
+}
 
 /// Takes the lock and hands it on, or says who has it.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
@@ -83,39 +105,39 @@ fn take(args: &Args) -> anyhow::Result<Exit> {
     // It starts no thread before this.
     let mut chain = Chain::inherit()?;
     let dir = args.dir.as_ref().expect("clap requires DIR");
-    let lock = acquire(args, dir).map_err(|e| exit::attempt(e, format!("lock {}", dir.display())))?;
+    let lock =
+        acquire(args, dir, &mut chain).map_err(|e| exit::attempt(e, format!("lock {}", dir.display())))?;
     chain.set_var(DATA_DIR_VAR, lock.dir());
-    chain.add_lock(&lock)?;
     Ok(next.exec("lock", &chain))
 }
 
 /// Between two looks at who has it, while somebody watches.
 const LOOK: Duration = Duration::from_millis(250);
 
-fn acquire(args: &Args, dir: &Path) -> handoff::Result<DataDirLock> {
+fn acquire(args: &Args, dir: &Path, chain: &mut Chain) -> handoff::Result<DataDirLock> {
     let options = DataDirLock::options().file_name(&args.lock_file).allow_network_fs(args.allow_network_fs);
     if args.wait.is_zero() {
-        return options.acquire(dir);
+        return chain.lock(&options, dir);
     }
     let progress = Progress::new("lock", args.progress);
     if progress.is_shown() {
-        wait_visibly(&options, args, dir, &progress)
+        wait_visibly(&options, args, &progress, |options| chain.lock(options, dir))
     } else {
-        options.wait(args.wait).acquire(dir)
+        chain.lock(&options.wait(args.wait), dir)
     }
 }
 
 fn wait_visibly(
     options: &LockOptions,
     args: &Args,
-    dir: &Path,
     progress: &Progress,
+    mut lock: impl FnMut(&LockOptions) -> handoff::Result<DataDirLock>,
 ) -> handoff::Result<DataDirLock> {
     let (start, deadline) = (Instant::now(), poll::after(args.wait));
     let mut wait = Duration::ZERO;
     let mut named = String::new();
     loop {
-        let (path, holders) = match options.clone().wait(wait).acquire(dir) {
+        let (path, holders) = match lock(&options.clone().wait(wait)) {
             Err(Error::Locked { path, holders }) => (path, holders),
             done => return done,
         };
@@ -264,4 +286,37 @@ fn table(rows: &[[String; 5]]) -> String {
         format!("{}  {}\n", cells.join("  "), row[4])
     };
     rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::FromArgMatches;
+
+    use super::*;
+    use crate::words;
+
+    #[test]
+    fn a_line_without_options_is_read_as_the_parser_reads_it() {
+        for (line, is_plain) in [
+            ("handoff lock /data kvd --listen x", true),
+            ("handoff lock data -- kvd --listen -- x", true),
+            ("handoff lock data --wait 1s kvd", true),
+            ("handoff lock data", true),
+            ("handoff lock --wait 1s data kvd", false),
+            ("handoff lock -- data kvd", false),
+            ("handoff lock - kvd", false),
+            ("handoff --verbose lock data kvd", false),
+        ] {
+            let all: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let mut definition = crate::definition(None);
+            let parsed =
+                definition.clone().try_get_matches_from_mut(words::end_options(&definition, all.clone()));
+            let matches = parsed.unwrap_or_else(|e| panic!("{line}: {e}"));
+            let parsed = Args::from_arg_matches(matches.subcommand_matches("lock").expect("it is this one"));
+            let parsed = parsed.unwrap_or_else(|e| panic!("{line}: {}", e.format(&mut definition)));
+            let plain = Args::plain(&all);
+            assert_eq!(plain.is_some(), is_plain, "{line}");
+            assert!(plain.is_none_or(|plain| plain == parsed), "{line}: {parsed:?}");
+        }
+    }
 }

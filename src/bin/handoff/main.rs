@@ -1,10 +1,14 @@
 //! The `handoff` command: replaces the binary of a running stateful daemon.
+#![cfg_attr(not(test), no_main)]
 
 mod abort;
+mod ahead;
+mod checks;
 mod commit;
 mod demo;
 mod drain;
 mod duration;
+mod examples;
 mod exec_successor;
 mod exit;
 mod health;
@@ -24,27 +28,26 @@ mod reuse;
 mod seal;
 mod settle;
 mod status;
+mod step;
 mod summary;
 mod swap;
 mod words;
 
-use std::process::ExitCode;
+use std::ffi::{OsStr, OsString};
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use exit::Exit;
 
 /// Replace the binary of a running stateful daemon, with no connection dropped and no write lost
 #[derive(Parser)]
 #[command(version, max_term_width = 100, after_help = exit::after_help(EXAMPLES))]
-struct Cli {
+#[command(subcommand_required = true, arg_required_else_help = true)]
+struct Root {
     /// Say what goes on, on standard error; RUST_LOG chooses more finely
     #[arg(long, global = true, display_order = 100)]
     verbose: bool,
-
-    #[command(subcommand)]
-    command: Command,
 }
 
 const EXAMPLES: &str = "
@@ -104,19 +107,72 @@ impl Command {
             Self::Kvd(args) => kvd::run(args),
         }
     }
+
+    /// Defines one command alone.
+    fn define(name: &OsStr) -> Option<clap::Command> {
+        let (name, augment) = DEFINITIONS.iter().find(|(other, _)| name == *other)?;
+        Some(augment(clap::Command::new(name)))
+    }
 }
 
-fn main() -> ExitCode {
-    let words = words::end_options(&Cli::command(), std::env::args_os().collect());
-    let cli = match Cli::try_parse_from(words) {
-        Ok(cli) => cli,
-        Err(e) => return explain_usage(&e).into(),
+/// Adds a command's arguments to its definition.
+type Augment = fn(clap::Command) -> clap::Command;
+
+const DEFINITIONS: [(&str, Augment); 12] = [
+    ("demo", demo::Args::augment_args),
+    ("swap", swap::Args::augment_args),
+    ("status", status::Args::augment_args),
+    ("commit", commit::Args::augment_args),
+    ("abort", abort::Args::augment_args),
+    ("hold-fds", hold_fds::Args::augment_args),
+    ("lock", lock::Args::augment_args),
+    ("drain", drain::Args::augment_args),
+    ("seal", seal::Args::augment_args),
+    ("exec-successor", exec_successor::Args::augment_args),
+    ("journal", journal::Args::augment_args),
+    ("kvd", kvd::Args::augment_args),
+];
+
+#[cfg(not(test))]
+handoff::program!(|| main() as u8);
+
+fn main() -> Exit {
+    // First of all: what is not touched in a holder is not in its memory.
+    if let Some(exit) = hold_fds::resume() {
+        return exit;
+    }
+    let words: Vec<OsString> = std::env::args_os().collect();
+    if let Some(args) = lock::Args::plain(&words) {
+        return lock::run(&args).unwrap_or_else(|e| exit::fatal("lock", &e));
+    }
+    let command = match parse(words) {
+        Ok(command) => command,
+        Err(e) => return explain_usage(&e),
     };
-    if cli.verbose {
+    let name = command.name();
+    command.run().unwrap_or_else(|e| exit::fatal(name, &e))
+}
+
+/// Reads a command line, its first word being our own name.
+fn parse(words: Vec<OsString>) -> Result<Command, clap::Error> {
+    let mut definition = definition(words.get(1).map(OsString::as_os_str));
+    let parsed = definition
+        .try_get_matches_from_mut(words::end_options(&definition, words))
+        .and_then(|matches| Ok((Root::from_arg_matches(&matches)?, Command::from_arg_matches(&matches)?)));
+    let (root, command) = parsed.map_err(|e| e.format(&mut definition))?;
+    if root.verbose {
         logging::be_verbose();
     }
-    let name = cli.command.name();
-    cli.command.run().unwrap_or_else(|e| exit::fatal(name, &e)).into()
+    Ok(command)
+}
+
+/// Returns what the command line is parsed by. A link of a chain must start fast: if the first word names a command, the
+/// others are not defined.
+fn definition(first: Option<&OsStr>) -> clap::Command {
+    match first.and_then(Command::define) {
+        Some(command) => Root::command().subcommand(command),
+        None => Command::augment_subcommands(Root::command()),
+    }
 }
 
 /// Prints help, or what is wrong with the command line.
@@ -131,10 +187,28 @@ fn explain_usage(e: &clap::Error) -> Exit {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        definition(None).debug_assert();
+    }
+
+    #[test]
+    fn a_command_that_is_defined_alone_is_the_same() {
+        let mut whole = definition(None);
+        whole.build();
+        let names: Vec<String> =
+            whole.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        assert!(names.iter().any(|name| name == "lock"));
+        for name in names.iter().filter(|name| *name != "help") {
+            assert!(Command::define(OsStr::new(name)).is_some(), "{name}");
+            let mut alone = definition(Some(OsStr::new(name)));
+            alone.build();
+            let help =
+                |of: &mut clap::Command| of.find_subcommand_mut(name).unwrap().render_long_help().to_string();
+            assert_eq!(help(&mut alone), help(&mut whole));
+        }
     }
 }

@@ -3,16 +3,21 @@
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Write};
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 
 use anyhow::Context;
+use handoff::proto::record::Program;
+use handoff::sys::terminal;
 use serde::Serialize;
 
-/// Writes text to standard output; breaks when nobody reads it any more, as `head` does not after its lines.
+/// Writes text to standard output; breaks when nobody reads it any more, as `head` does not after its lines, nor a closed terminal.
 pub fn text(text: &str) -> anyhow::Result<ControlFlow<()>> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(ControlFlow::Continue(())),
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe || terminal::is_gone(&e, io::stdout().as_fd()) => {
+            Ok(ControlFlow::Break(()))
+        }
         Err(e) => Err(e).context("write to standard output"),
     }
 }
@@ -43,6 +48,16 @@ pub fn command_line(program: impl AsRef<OsStr>, args: &[String]) -> String {
     let program = program.as_ref().to_string_lossy();
     let words = std::iter::once(program.as_ref()).chain(args.iter().map(String::as_str));
     words.map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// Returns what starts a program, as a shell reads it: in its directory, where that is known.
+pub fn start_line(program: &Program) -> String {
+    let command = command_line(&program.binary, &program.args);
+    match &program.directory {
+        // `exec` can be put before it, and nothing has to be undone after it.
+        Some(directory) => format!("env {} {command}", quoted(&format!("--chdir={}", directory.display()))),
+        None => command,
+    }
 }
 
 fn quoted(word: &str) -> String {
@@ -76,6 +91,19 @@ mod tests {
     fn a_command_line_can_be_pasted_into_a_shell() {
         let args = ["--listen", "127.0.0.1:1", "a b", "it's", ""].map(str::to_owned);
         assert_eq!(command_line("/bin/kvd", &args), "/bin/kvd --listen 127.0.0.1:1 'a b' 'it'\\''s' ''");
+    }
+
+    #[test]
+    fn a_program_is_started_in_its_directory() {
+        let mut program = Program {
+            binary: "/bin/kvd".into(),
+            args: vec!["data".to_owned()],
+            build_id: String::new(),
+            directory: None,
+        };
+        assert_eq!(start_line(&program), "/bin/kvd data");
+        program.directory = Some("/srv/my kv".into());
+        assert_eq!(start_line(&program), "env '--chdir=/srv/my kv' /bin/kvd data");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How a swap goes, for a person at a terminal.
 
 use std::io::{IsTerminal, stderr};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -27,17 +27,24 @@ pub struct Progress {
     /// None where nothing is shown.
     news: Option<Sender<News>>,
     thread: Option<JoinHandle<()>>,
+    /// Whether it has made room for somebody else on the terminal.
+    hushed: bool,
 }
 
 enum News {
     Phase(String),
     Tick(String),
+    /// Clear the terminal, and say so.
+    Hush(SyncSender<()>),
 }
+
+/// How long clearing the terminal may take: one that was stopped must not stop the swap.
+const CLEARING: Duration = Duration::from_millis(200);
 
 impl Progress {
     pub fn new(command: &'static str, when: When) -> Self {
         match (when, stderr().is_terminal()) {
-            (When::Never, _) | (When::Auto, false) => Self { news: None, thread: None },
+            (When::Never, _) | (When::Auto, false) => Self { news: None, thread: None, hushed: false },
             (When::Always, false) => Self::shown_by(move |told| lines(command, told)),
             (When::Auto | When::Always, true) => Self::shown_by(draw),
         }
@@ -45,7 +52,8 @@ impl Progress {
 
     fn shown_by(show: impl FnOnce(&Receiver<News>) + Send + 'static) -> Self {
         let (news, told) = channel();
-        Self { news: Some(news), thread: Some(std::thread::spawn(move || show(&told))) }
+        let thread = Some(std::thread::spawn(move || show(&told)));
+        Self { news: Some(news), thread, hushed: false }
     }
 
     /// Whether anything is shown.
@@ -66,8 +74,24 @@ impl Progress {
         }
     }
 
+    /// Clears the terminal for somebody else, and shows nothing until it is to [go on](Self::go_on).
+    pub fn hush(&mut self) {
+        let Some(news) = self.news.as_ref().filter(|_| !self.hushed) else { return };
+        self.hushed = true;
+        let (cleared, clear) = sync_channel(1);
+        if news.send(News::Hush(cleared)).is_ok() {
+            // A terminal that takes so long does not show anything anyway.
+            let _ = clear.recv_timeout(CLEARING);
+        }
+    }
+
+    /// Shows again what it is told.
+    pub fn go_on(&mut self) {
+        self.hushed = false;
+    }
+
     pub fn show(&self, event: &Event<'_>) {
-        let Some(news) = &self.news else { return };
+        let Some(news) = self.news.as_ref().filter(|_| !self.hushed) else { return };
         let told = match event {
             // The summary says how it ended.
             Event::Phase("done") => return,
@@ -93,20 +117,39 @@ impl Drop for Progress {
 /// A line for each phase.
 fn lines(command: &str, told: &Receiver<News>) {
     for news in told {
-        if let News::Phase(phase) = news {
-            out::say(command, "info", &phase);
+        match news {
+            News::Phase(phase) => out::say(command, "info", &phase),
+            News::Tick(_) => {}
+            // Who asked may have gone on without it.
+            News::Hush(cleared) => _ = cleared.send(()),
         }
     }
 }
 
 /// One line that changes.
 fn draw(told: &Receiver<News>) {
-    let bar = bar();
-    for News::Phase(text) | News::Tick(text) in told {
-        bar.set_message(text);
-        bar.tick();
+    let mut shown: Option<ProgressBar> = None;
+    for news in told {
+        match news {
+            News::Phase(text) | News::Tick(text) => {
+                let bar = shown.get_or_insert_with(bar);
+                bar.set_message(text);
+                bar.tick();
+            }
+            News::Hush(cleared) => {
+                clear(shown.take());
+                // Who asked may have gone on without it.
+                let _ = cleared.send(());
+            }
+        }
     }
-    bar.finish_and_clear();
+    clear(shown);
+}
+
+fn clear(shown: Option<ProgressBar>) {
+    if let Some(bar) = shown {
+        bar.finish_and_clear();
+    }
 }
 
 fn bar() -> ProgressBar {

@@ -28,7 +28,8 @@ pub fn of_lock_file(lock_file: &Path, pid: u32) -> anyhow::Result<Reused> {
     match reading.record {
         Some(_) if reading.args_dropped => Err(unknown("they do not fit into its owner record".to_owned())),
         Some(record) if record.owner.pid == pid => {
-            Ok(Reused { args: record.owner.args, directory: directory_of(pid) })
+            let directory = record.owner.directory.or_else(|| directory_of(pid));
+            Ok(Reused { args: record.owner.args, directory })
         }
         Some(record) => {
             let owner = record.owner.pid;
@@ -43,6 +44,7 @@ fn unknown(why: String) -> anyhow::Error {
     exit::attempt(Error::Invalid { detail }, "learn the daemon's arguments")
 }
 
+/// Where the record does not say it: a daemon of an earlier release, or a long path. It may have moved since.
 fn directory_of(pid: u32) -> Option<PathBuf> {
     match process::working_directory(pid) {
         Ok(directory) => Some(directory),

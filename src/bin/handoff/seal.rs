@@ -14,7 +14,7 @@ pub struct Args {
     common: Common,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "
@@ -23,7 +23,7 @@ const EXAMPLES: &str = "
 /// Seals.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     logging::quietly("seal");
-    let next = args.next.open("seal")?;
+    let next = args.next.open_ahead("seal")?;
     let chain = phase::chain(&args.common)?;
     let found = match phase::held(&chain)? {
         // Of one that has died there is nothing left to seal, and the chain goes on.

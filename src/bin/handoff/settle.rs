@@ -4,15 +4,19 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::ValueHint;
+use handoff::DataDirLock;
+use handoff::chain::{Chain, JOURNAL_VAR};
 use handoff::control::Control;
 use handoff::error::{Error, Result};
+use handoff::journal::{Actor, Event};
 use handoff::proto::wire::{Progress, Status};
+use handoff::steps::Inherited;
 use serde::Serialize;
 
 use crate::exit::{self, Exit};
 use crate::phase::Common;
 use crate::progress::When;
-use crate::{duration, out, status};
+use crate::{duration, journal, out, status};
 
 /// What `commit` and `abort` have in common.
 #[derive(clap::Args)]
@@ -134,6 +138,43 @@ impl Settled {
             "committed" => Exit::Refused,
             _ => Exit::Undecided,
         })
+    }
+
+    /// Writes down how a trial ended whose driver is gone, where the chain holds the journal in which it was begun.
+    pub fn note(&self, command: &str, chain: &Chain, trial: Option<&Inherited>, reason: &str) {
+        let Some(trial) = trial.filter(|trial| trial.handoff == self.handoff) else { return };
+        if let Err(e) = self.try_note(chain, trial, reason) {
+            out::say(command, "warning", &format!("the journal misses a record: {e}"));
+        }
+    }
+
+    fn try_note(&self, chain: &Chain, trial: &Inherited, reason: &str) -> Result<()> {
+        let path = std::env::var_os(JOURNAL_VAR).map(PathBuf::from);
+        let Some(mut journal) = path.map(|path| journal::inherited(chain, &path)).transpose()?.flatten()
+        else {
+            return Ok(());
+        };
+        let event = match self.outcome {
+            "committed" => self.committed(&trial.lock_file)?,
+            "rolled-back" => Some(Event::RolledBack { reason: reason.to_owned() }),
+            _ => None,
+        };
+        // What is not known here, the next driver finds out.
+        let Some(event) = event else { return Ok(()) };
+        journal.append(&self.handoff, Actor::Operator, event)?;
+        journal.sync()
+    }
+
+    fn committed(&self, lock_file: &Path) -> Result<Option<Event>> {
+        let record = DataDirLock::read_record(lock_file)?.record;
+        let serves = |pid: u32| self.serving.as_ref().is_some_and(|serving| serving.pid == pid);
+        Ok(record.filter(|record| serves(record.owner.pid)).map(|record| Event::Committed {
+            generation: record.generation,
+            binary: record.owner.binary,
+            args: record.owner.args,
+            build_id: record.owner.build_id,
+            gap_us: None,
+        }))
     }
 
     /// Whether this is how it ended.

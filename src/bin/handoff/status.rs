@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::ValueHint;
@@ -48,7 +48,7 @@ pub struct Args {
     json: bool,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "
@@ -66,6 +66,11 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         Some(next) if found.answers => Ok(next.exec("status", &Chain::inherit()?)),
         _ => Ok(if found.answers { Exit::Done } else { Exit::Refused }),
     }
+}
+
+/// Returns what this command shows of the daemon at a control path.
+pub fn describe(control: &Path, timeout: Duration) -> String {
+    Found::at(control.to_owned(), None, timeout).text()
 }
 
 #[derive(Serialize)]
@@ -89,15 +94,18 @@ struct Found {
 
 impl Found {
     fn look(args: &Args) -> Self {
-        let control = control_path(args);
-        let deadline = Instant::now() + args.timeout;
+        Self::at(control_path(args), args.data_dir.as_deref(), args.timeout)
+    }
+
+    fn at(control: PathBuf, data_dir: Option<&Path>, timeout: Duration) -> Self {
+        let deadline = Instant::now() + timeout;
         let answer =
             Control::connect(&control, "handoff status", deadline).and_then(|mut c| c.status(deadline));
         let (status, error) = match answer {
             Ok(status) => (Some(status), None),
             Err(e) => (None, Some(e.to_string())),
         };
-        let lock_file = lock_file(status.as_ref(), args);
+        let lock_file = lock_file(status.as_ref(), data_dir);
         let holders = lock_file.as_ref().and_then(|path| DataDirLock::who(path).ok()).unwrap_or_default();
         let (reading, record_error) = match lock_file.as_ref().map(DataDirLock::read_record) {
             Some(Ok(reading)) => (reading, None),
@@ -133,11 +141,7 @@ impl Found {
             }));
             lines.push(row("handoff", &status.handoff.as_ref().map_or("none".to_owned(), in_progress)));
         }
-        lines.extend(
-            self.start
-                .as_ref()
-                .map(|program| row("start", &out::command_line(&program.binary, &program.args))),
-        );
+        lines.extend(self.start.as_ref().map(|program| row("start", &out::start_line(program))));
         lines.iter().fold(String::new(), |text, line| text + &out::one_line(line) + "\n")
     }
 
@@ -192,10 +196,10 @@ fn control_path(args: &Args) -> PathBuf {
     }
 }
 
-fn lock_file(status: Option<&Status>, args: &Args) -> Option<PathBuf> {
+fn lock_file(status: Option<&Status>, data_dir: Option<&Path>) -> Option<PathBuf> {
     match status {
         Some(status) => Some(PathBuf::from(&status.data_dir).join(&status.lock_file)),
-        None => args.data_dir.as_ref().map(|dir| dir.join(FILE_NAME)),
+        None => data_dir.map(|dir| dir.join(FILE_NAME)),
     }
 }
 

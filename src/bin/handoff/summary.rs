@@ -123,7 +123,8 @@ impl Summary {
     /// Standard output cannot be written to.
     pub fn report(&self, command: &str, json: bool) -> anyhow::Result<Exit> {
         if self.is_refusal() {
-            out::say(command, "fatal", &format!("unable to take the lease: {}", self.reason()));
+            let attempt = if command == "swap" { "swap the daemon" } else { "take the lease" };
+            out::say(command, "fatal", &format!("unable to {attempt}: {}", self.reason()));
         }
         // Whoever reads it may be gone; how it ended is in the exit code too.
         let _ = match (json, self.is_refusal()) {

@@ -17,8 +17,9 @@ use crate::exit::{self, Exit};
 use crate::health::{Check, Monitor};
 use crate::progress::{Progress, When};
 use crate::reuse::{self, Reused};
+use crate::step::Pauses;
 use crate::summary::Summary;
-use crate::{journal, link, logging, out, phase};
+use crate::{checks, journal, link, logging, out, phase};
 
 /// Replace the running daemon's binary by PROG, or leave everything as it was
 ///
@@ -90,6 +91,20 @@ pub struct Args {
     #[arg(long)]
     no_reuse_args: bool,
 
+    /// Pause between the phases, and ask at the terminal: continue, status, shell or abort
+    ///
+    /// It pauses when PROG is warm, when the daemon has drained, and when it has sealed. In the last two, new clients wait; the
+    /// deadline goes on, and undoes the swap when nobody answers. A closed terminal, Ctrl-C and the end of the input undo it too.
+    #[arg(long)]
+    step: bool,
+
+    /// Check all that can be checked, change nothing, and say what would stand in the way
+    ///
+    /// One line a check: ok, warning or error, and what to do. It exits with 1 where a swap would be refused or fail. How many
+    /// connections arrive is counted for a quarter of a second.
+    #[arg(long, conflicts_with = "step")]
+    dry_run: bool,
+
     /// Show on standard error how it goes: auto is only on a terminal
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto)]
     progress: When,
@@ -129,6 +144,8 @@ const EXAMPLES: &str = "
   handoff swap --control /run/kv/control ./kvd-v2
   handoff swap --control /run/kv/control kvd-v2 --listen 127.0.0.1:6379 --data-dir /var/lib/kv
   handoff swap --bake 2m --health 'redis-cli ping | grep -q PONG' ./kvd-v2
+  handoff swap --dry-run ./kvd-v2                 # what would stand in the way
+  handoff swap --step ./kvd-v2                    # asks before each phase
   handoff swap --json --journal /var/lib/kv/journal ./kvd-v2 | jq .gap_us";
 
 pub fn variable(text: &str) -> Result<(String, String), String> {
@@ -144,10 +161,14 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// Swaps, and says how it ended.
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     logging::quietly("swap");
+    if args.dry_run {
+        return dry_run(&args);
+    }
     // Before anything is asked of anybody.
     if let Err(e) = Program::open(&args.program) {
         return Ok(link::unusable("swap", e));
     }
+    let pauses = args.step.then(|| Pauses::new(&args.control)).transpose()?;
     let running = ask(&args.control).map_err(|e| exit::attempt(e, asking(&args.control)))?;
     if let Some(refusal) = busy(&running) {
         return Summary::refused(&refusal).report("swap", args.json);
@@ -157,13 +178,31 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         return Ok(journal::unreadable("swap", supervisor.journal(), e));
     }
     let spec = spec(&args, &running)?;
-    let mut observer = Observer::new(&args)?;
+    let mut observer = Observer::new(&args, pauses)?;
     let outcome = supervisor.perform_observed(spec, &mut |event| observer.observe(event));
-    drop(observer);
     match outcome {
-        Ok(outcome) => Summary::of(&outcome).report("swap", args.json),
-        Err(e) => Err(exit::attempt(e, "swap the daemon")),
+        Ok(outcome) => {
+            let summary = Summary::of(&outcome);
+            observer.end(&summary.line());
+            summary.report("swap", args.json)
+        }
+        Err(e) => {
+            observer.end("the swap failed");
+            Err(exit::attempt(e, "swap the daemon"))
+        }
     }
+}
+
+fn dry_run(args: &Args) -> anyhow::Result<Exit> {
+    let own = !args.args.is_empty() || args.no_reuse_args;
+    let subject = checks::Subject {
+        control: &args.control,
+        journal: args.journal.as_deref(),
+        program: Some(&args.program),
+        args: own.then_some(&args.args),
+        cgroup: args.cgroup.as_deref(),
+    };
+    subject.check().say(args.json)
 }
 
 pub fn ask(control: &Path) -> handoff::Result<Status> {
@@ -218,6 +257,7 @@ fn spec(args: &Args, running: &Status) -> anyhow::Result<SpawnSpec> {
         stand_by: args.stand_by,
         bake: args.bake,
         guard: args.health.is_some(),
+        step: args.step,
         cgroup: args.cgroup.clone(),
         output: args.output.into(),
         ..SpawnSpec::default()
@@ -241,10 +281,11 @@ struct Observer {
     signals: Receiver<Termination>,
     health: Option<Check>,
     monitor: Option<Monitor>,
+    pauses: Option<Pauses>,
 }
 
 impl Observer {
-    fn new(args: &Args) -> anyhow::Result<Self> {
+    fn new(args: &Args, pauses: Option<Pauses>) -> anyhow::Result<Self> {
         let health = args.health.as_ref().map(|command| Check {
             command: command.clone(),
             interval: args.health_interval,
@@ -256,7 +297,17 @@ impl Observer {
             signals: phase::signals()?,
             health,
             monitor: None,
+            pauses,
         })
+    }
+
+    /// Nothing is shown any more, nothing is checked, and nobody is asked.
+    fn end(self, ended: &str) {
+        drop(self.monitor);
+        drop(self.progress);
+        if let Some(pauses) = self.pauses {
+            pauses.end(ended, &self.signals);
+        }
     }
 
     fn observe(&mut self, event: &Event<'_>) -> Wish {
@@ -264,11 +315,17 @@ impl Observer {
         if matches!(event, Event::Phase("baking")) {
             self.monitor = self.health.take().map(Monitor::start);
         }
-        if let Ok(signal) = self.signals.try_recv() {
+        let is_ours = |signal: &Termination| {
+            !self.pauses.as_ref().is_some_and(|pauses| pauses.is_for_the_shell(*signal))
+        };
+        if let Some(signal) = self.signals.try_recv().ok().filter(is_ours) {
             return Wish::Cancel(format!("handoff swap was asked to stop by {}", signal.name()));
         }
-        match self.monitor.as_ref().and_then(Monitor::failure) {
-            Some(failure) => Wish::Cancel(failure),
+        if let Some(failure) = self.monitor.as_ref().and_then(Monitor::failure) {
+            return Wish::Cancel(failure);
+        }
+        match &mut self.pauses {
+            Some(pauses) => pauses.observe(event, &mut self.progress),
             None => Wish::Continue,
         }
     }

@@ -70,14 +70,11 @@ fn wants_next(word: &OsStr, options: &[&Arg]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
-    use crate::Cli;
 
     fn ended(line: &str) -> String {
         let words = line.split(' ').map(OsString::from).collect();
-        let words = end_options(&Cli::command(), words);
+        let words = end_options(&crate::definition(None), words);
         words.join(OsStr::new(" ")).to_string_lossy().into_owned()
     }
 

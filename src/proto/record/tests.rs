@@ -228,6 +228,23 @@ fn arguments_that_do_not_fit_are_left_out_and_said_to_be() {
 }
 
 #[test]
+fn the_directory_is_kept_and_left_out_before_the_arguments_are() {
+    let mut file = blank();
+    let mut placed = record(1, 100);
+    placed.owner.directory = Some("/srv/kv".into());
+    placed.previous.as_mut().unwrap().directory = Some("/srv/old".into());
+    write(&mut file, &placed, 0);
+    assert_eq!(decode(&file).unwrap().record, Some(placed.clone()));
+    assert_eq!(boot_program(&placed).directory, Some("/srv/kv".into()));
+    placed.owner.directory = Some(format!("/{}", "x".repeat(SLOT_LEN - 300)).into());
+    let whole = write(&mut file, &placed, 0);
+    assert!(!whole.args_dropped);
+    let found = decode(&file).unwrap().record.unwrap();
+    assert_eq!((found.owner.directory, found.previous.unwrap().directory), (None, None));
+    assert_eq!(found.owner.args, placed.owner.args);
+}
+
+#[test]
 fn a_path_that_does_not_fit_is_refused() {
     let mut long = record(1, 0);
     long.owner.binary = format!("/{}", "x".repeat(SLOT_LEN)).into();
@@ -271,6 +288,7 @@ fn a_file_of_the_first_release_is_read() {
     assert_eq!((found.sequence, found.durable, record.generation), (7, 6, 4));
     assert_eq!(record.standing, Standing::Trial);
     assert_eq!(record.owner.args, ["--port", "1"]);
+    assert_eq!(record.owner.directory, None, "it came later");
     assert_eq!(boot_program(&record).binary, PathBuf::from("/opt/kvd-v1"));
 }
 
@@ -484,7 +502,8 @@ fn apply(file: &mut [u8], write: &SlotWrite) {
 
 /// A record whose bytes differ from those of every other generation in every sector.
 fn record(generation: u64, args_len: usize) -> OwnerRecord {
-    let program = Program { binary: "/opt/kvd-v1".into(), args: vec![], build_id: "0a".into() };
+    let program =
+        Program { binary: "/opt/kvd-v1".into(), args: vec![], build_id: "0a".into(), directory: None };
     let filler = char::from(b'a' + (generation % 26) as u8).to_string().repeat(args_len);
     OwnerRecord {
         generation,
@@ -496,6 +515,7 @@ fn record(generation: u64, args_len: usize) -> OwnerRecord {
             binary: "/opt/kvd-v2".into(),
             args: vec![filler],
             build_id: "0b".into(),
+            directory: None,
         },
         previous: Some(program),
         written_ms: generation,

@@ -21,7 +21,10 @@ use crate::out;
 /// answers. Later links add what they do. While the chain lives, nobody else can begin a handoff with this journal. A handoff
 /// that a dead driver has left open is settled first, as `handoff journal resume` does.
 #[derive(clap::Args)]
-#[command(after_help = exit::after_help(EXAMPLES))]
+#[command(
+    after_help = exit::after_help(EXAMPLES),
+    override_usage = "handoff journal begin [OPTIONS] --journal PATH [--] PROG..."
+)]
 pub struct Args {
     /// Write to this journal, and make it if there is none
     #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true)]
@@ -32,7 +35,7 @@ pub struct Args {
     control: Option<PathBuf>,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "

@@ -45,7 +45,7 @@ pub struct Args {
     wait: Duration,
 
     #[command(flatten)]
-    next: Next,
+    pub next: Next,
 }
 
 const EXAMPLES: &str = "

@@ -3,9 +3,11 @@
 //! ```text
 //! header  magic (8) | version u32 | shards u32 | id (16) | crc32c of these u32
 //! frame   length u32 | chain u32 | crc32c of the previous chain, length and chain u32 | payload
+//! payload records, each a kind u8 and its fields, each of these a length u32 and bytes
+//! record  1 set (key, value) | 2 delete (key) | 3 delete everything () | 4 revisions (u64 a shard), which ends a compacted log
 //! ```
 //!
-//! Integers are little-endian. A frame is one group commit: one write, one fdatasync, all or nothing. Its `chain` is the
+//! Integers are little-endian. The first chain is the crc32c of the header. A frame is one group commit: one write, one fdatasync, all or nothing. Its `chain` is the
 //! crc32c of the payload continued from the frame before, so a frame is valid only in its place, and the last chain stands
 //! for all that the file contains.
 //!

@@ -1,6 +1,6 @@
 # The program that follows a link is completed as it would be completed alone.
 _handoff_chain() {
-    local path= dashes= at=1 count=0 word REPLY
+    local path= dashes= behind= at=1 count=0 word REPLY
     while ((at < COMP_CWORD)); do
         word=${COMP_WORDS[at]}
         if [[ -z $dashes && $word == -- ]]; then
@@ -14,6 +14,7 @@ _handoff_chain() {
         elif _handoff_operand "$path" "$word" && [[ $REPLY == command ]]; then
             path+=${path:+ }$word
         elif _handoff_operand "$path" "$count" && [[ $REPLY == program ]]; then
+            _handoff_behind_successor "$at" "$path"
             break
         else
             ((count += 1))
@@ -24,13 +25,27 @@ _handoff_chain() {
         fi
         ((at += 1))
     done
-    if ((at < COMP_CWORD)); then
+    if ((at == COMP_CWORD)) && [[ $REPLY == program && -n $behind ]]; then
+        _handoff_complete_operand program "$2"
+    elif ((at < COMP_CWORD)); then
         _handoff_delegate "$at"
     elif ((at > COMP_CWORD)) || [[ -z $dashes && $2 == -* ]] || ! _handoff_operand "$path" "$count"; then
         _handoff "$@"
     else
         _handoff_complete_operand "$REPLY" "$2"
     fi
+}
+
+# A successor that is started is followed by one more program: moves `at` ($1) to it if that has begun.
+_handoff_behind_successor() {
+    local k
+    [[ $2 == exec-successor && " ${COMP_WORDS[*]:0:$1} " == *' --warm '* ]] || return
+    for ((k = $1 + 1; k < COMP_CWORD; k++)); do
+        if [[ ${COMP_WORDS[k]} == -- ]]; then
+            at=$((k + 1)) behind=yes
+            return
+        fi
+    done
 }
 
 # Completes a word ($2) of this kind ($1).

@@ -17,6 +17,11 @@ function __handoff_place
         else if test "$(__handoff_operand "$link" "$word")" = command
             set link (string trim "$link $word")
         else if test "$(__handoff_operand "$link" $count)" = program
+            if test "$link" = exec-successor; and contains -- --warm $words[1..$at]
+                # A successor that is started is followed by one more program.
+                set -l behind (contains --index -- -- $words[$at..-1])
+                and set at (math $at + $behind)
+            end
             break
         else
             set count (math $count + 1)

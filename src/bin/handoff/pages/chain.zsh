@@ -12,6 +12,12 @@ _handoff() {
         elif _handoff_operand "$link" "$word" && [[ $REPLY == command ]]; then
             link+=${link:+ }$word
         elif _handoff_operand "$link" "$count" && [[ $REPLY == program ]]; then
+            if [[ $link == exec-successor ]] && ((${words[(I)--warm]} && ${words[(I)--warm]} < at)); then
+                # A successor that is started is followed by one more program.
+                integer behind=$words[(ib:at:)--]
+                ((behind >= CURRENT)) || ((at = behind + 1))
+            fi
+            ((at < CURRENT)) || break
             words=("${(@)words[at,-1]}")
             ((CURRENT -= at - 1))
             _normal

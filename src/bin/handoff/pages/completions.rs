@@ -7,7 +7,7 @@
 use std::fmt::Write;
 use std::process::Command as Process;
 
-use clap::{Arg, Command, CommandFactory, ValueHint};
+use clap::{Arg, Command, ValueHint};
 use clap_complete::Generator;
 use clap_complete::aot::{Bash, Fish, Zsh};
 
@@ -15,7 +15,7 @@ use super::{Files, expect_files, root, run_tool};
 
 #[test]
 fn the_completions_are_those_of_the_definition() {
-    let mut cli = visible(&crate::Cli::command()).version(env!("CARGO_PKG_VERSION"));
+    let mut cli = visible(&crate::definition(None)).version(env!("CARGO_PKG_VERSION"));
     cli.build();
     let made = Files::from([
         ("handoff.bash".to_owned(), script(Bash, &cli) + &table(&cli, &BASH) + include_str!("chain.bash")),
@@ -166,7 +166,7 @@ const fn case(
     Case { line, offered, not_offered }
 }
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 15] = [
     case("handoff s", &["swap", "status"], &["journal"]),
     case("handoff journal s", &["show"], &["swap"]),
     case("handoff swap --dr", &["--drain-grace"], &["--journal"]),
@@ -181,6 +181,9 @@ const CASES: [Case; 12] = [
     case("handoff lock data handof", &["handoff"], &[]),
     case("handoff lock --wait 5s data -- handoff jour", &["journal"], &[]),
     case("handoff lock data handoff swap --control=x handoff journal tim", &["timeline"], &["swap"]),
+    case("handoff exec-successor --warm kvd --x -- handoff dr", &["drain"], &[]),
+    case("handoff exec-successor --warm kvd --x -- hando", &["handoff"], &[]),
+    case("handoff exec-successor handoff jo", &["journal"], &[]),
 ];
 
 #[track_caller]

@@ -12,6 +12,7 @@ use clap_mangen::Man;
 
 use super::roff::{bold, by_hand, example, heading, italic, literal, prose, tagged, wrapped};
 use super::{Files, definition, expect_files, paths, root, run_tool};
+use crate::examples;
 use crate::exit::Exit;
 
 const MANUAL: &str = "Handoff Manual";
@@ -287,7 +288,8 @@ impl<'a> Page<'a> {
     }
 
     fn see_also(&mut self) -> String {
-        let by_hand = self.body("SEE ALSO");
+        // Names of pages as text, and not yet as troff.
+        let by_hand = self.body("SEE ALSO").replace("\\-", "-");
         let mut pages: Vec<&str> =
             by_hand.split([',', '\n']).map(str::trim).filter(|page| !page.is_empty()).collect();
         if !self.is_root() {
@@ -346,14 +348,17 @@ fn page_reference(page: &str) -> String {
     format!("{}({section}", bold(name))
 }
 
-/// Returns the command line's form, as its help has it.
+/// Returns the command line's forms, as its help has them.
 fn usage(command: &Command) -> String {
     let usage = command.clone().render_usage().to_string();
-    let usage = usage.trim().strip_prefix("Usage: ").unwrap_or(&usage).to_owned();
-    let name = command.get_bin_name().unwrap_or_else(|| command.get_name()).to_owned();
-    let rest = usage.strip_prefix(&name).unwrap_or_else(|| panic!("{usage} does not begin with {name}"));
-    let words: Vec<String> = rest.split_whitespace().map(usage_word).collect();
-    format!(".HP\n{} {}\n", bold(&name), words.join(" "))
+    let forms = usage.trim().strip_prefix("Usage: ").unwrap_or(&usage).lines().map(str::trim);
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
+    let form = |form: &str| {
+        let rest = form.strip_prefix(name).unwrap_or_else(|| panic!("{form} does not begin with {name}"));
+        let words: Vec<String> = rest.split_whitespace().map(usage_word).collect();
+        format!(".HP\n{} {}\n", bold(name), words.join(" "))
+    };
+    forms.map(form).collect()
 }
 
 /// Options are bold, and what stands for something else is in italics.
@@ -394,7 +399,7 @@ fn description(command: &Command) -> String {
     with_values_in_italics(command, &text)
 }
 
-/// What stands for a value, as PROG does, is in italics wherever it is spoken of.
+/// What stands for a value, as PROG does, is in italics wherever it is spoken of, and an option is bold.
 fn with_values_in_italics(command: &Command, text: &str) -> String {
     let values: BTreeSet<&str> = command
         .get_arguments()
@@ -403,13 +408,15 @@ fn with_values_in_italics(command: &Command, text: &str) -> String {
         .map(|name| name.as_str())
         .collect();
     let is_part = |c: char| c.is_ascii_alphanumeric() || "_-\\".contains(c);
+    let is_option = |word: &str| word.starts_with("\\-\\-") && word.len() > 4;
     let mut shown = String::new();
     let mut rest = text;
     while !rest.is_empty() {
         let word = &rest[..rest.find(|c| !is_part(c)).unwrap_or(rest.len())];
-        match values.contains(word) {
-            true => shown += &italic(word),
-            false => shown += word,
+        match word {
+            word if values.contains(word) => shown += &italic(word),
+            word if is_option(word) => shown += &format!("\\fB{word}\\fR"),
+            word => shown += word,
         }
         rest = &rest[word.len()..];
         let gap = &rest[..rest.find(is_part).unwrap_or(rest.len())];
@@ -508,39 +515,10 @@ fn with_bold(line: &str) -> String {
 /// How wide an example may be, in columns.
 const EXAMPLE_WIDTH: usize = 68;
 
-/// Returns the examples in a command's help, each remark on a line above its example, and long ones as two lines.
+/// Returns the examples in a command's help.
 fn examples_of(command: &Command) -> Option<Vec<String>> {
     let help = command.get_after_help()?.to_string();
     let block = help.strip_prefix("EXAMPLES\n")?;
     let block = &block[..block.find("\n\nEXIT CODES").unwrap_or(block.len())];
-    Some(
-        block
-            .lines()
-            .flat_map(|line| with_remark_above(line.trim()))
-            .flat_map(|line| continued(&line))
-            .collect(),
-    )
-}
-
-fn with_remark_above(line: &str) -> Vec<String> {
-    match line.split_once("  #") {
-        Some((line, remark)) => vec![format!("# {}", remark.trim()), line.trim_end().to_owned()],
-        None => vec![line.to_owned()],
-    }
-}
-
-/// Breaks a command that is too wide before an option, a program or a pipe.
-fn continued(line: &str) -> Vec<String> {
-    let breaks = |at: &usize| [" --", " |", " kvd"].iter().any(|mark| line[*at..].starts_with(mark));
-    let Some(at) =
-        (0..line.len().min(EXAMPLE_WIDTH)).rev().filter(|at| line.is_char_boundary(*at)).find(breaks)
-    else {
-        return vec![line.to_owned()];
-    };
-    if line.len() <= EXAMPLE_WIDTH {
-        return vec![line.to_owned()];
-    }
-    let mut lines = vec![format!("{} \\", &line[..at])];
-    lines.extend(continued(&format!("    {}", line[at..].trim_start())));
-    lines
+    Some(examples::shown(block, EXAMPLE_WIDTH))
 }

@@ -13,8 +13,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use clap::CommandFactory;
-
 /// Files by their names.
 type Files = BTreeMap<String, String>;
 
@@ -24,7 +22,7 @@ fn root() -> &'static Path {
 
 /// The definition, as complete as for parsing.
 fn definition() -> clap::Command {
-    let mut cli = crate::Cli::command();
+    let mut cli = crate::definition(None);
     cli.build();
     cli
 }
