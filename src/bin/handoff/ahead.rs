@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::iter::once;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::exit::Exit;
 use crate::link::Next;
@@ -20,6 +20,7 @@ pub fn check(command: &str, args: &[OsString]) -> Result<(), Exit> {
     match crate::parse(words) {
         Ok(link) => check_command(command, &link),
         Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => Ok(()),
+        Err(e) if is_said_on_the_way(&e) => Ok(()),
         Err(e) => {
             let text = e.to_string();
             let why = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
@@ -32,6 +33,16 @@ pub fn check(command: &str, args: &[OsString]) -> Result<(), Exit> {
             Err(Exit::Usage)
         }
     }
+}
+
+/// Options that a link before theirs gives them, in variables: `lock` the data directory, for one.
+const IN_VARIABLES: [&str; 3] = ["--control ", "--data-dir ", "--journal "];
+
+/// Whether nothing is missing but what may come with the chain.
+fn is_said_on_the_way(e: &clap::Error) -> bool {
+    let Some(ContextValue::Strings(missing)) = e.get(ContextKind::InvalidArg) else { return false };
+    let is_variable = |option: &String| IN_VARIABLES.iter().any(|name| option.starts_with(name));
+    e.kind() == ErrorKind::MissingRequiredArgument && missing.iter().all(is_variable)
 }
 
 fn check_command(command: &str, link: &Command) -> Result<(), Exit> {

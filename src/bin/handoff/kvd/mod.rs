@@ -73,7 +73,7 @@ pub struct Args {
     max_memory: u64,
 
     /// Call this build so in INFO and in handoffs
-    #[arg(long, value_name = "LABEL", default_value = env!("CARGO_PKG_VERSION"))]
+    #[arg(long, value_name = "LABEL", default_value = env!("CARGO_PKG_VERSION"), overrides_with = "version_label")]
     version_label: String,
 
     /// Compact a log of at least so many bytes when less than half of it is live
