@@ -20,6 +20,9 @@ use crate::sys::memory;
 use crate::sys::process::PidFd;
 use crate::sys::spawn::Program;
 
+/// The phase of a handoff whose lease a command is passing on.
+const CLAIMED: &str = "deciding";
+
 /// A handoff in progress, whose lease this process holds.
 ///
 /// Dropping it closes this process's copy of the lease; if that is the last one, the handoff is undone.
@@ -61,6 +64,11 @@ pub struct Inherited {
 }
 
 impl Inherited {
+    /// Whether another command of this chain uses the lease up at this moment, or was killed when it did.
+    pub fn is_claimed(&self) -> bool {
+        self.phase == CLAIMED
+    }
+
     /// Whether the handoff is not over, and the lease is still this chain's to go on with.
     pub fn is_held(&self) -> bool {
         ["prepared", "warm", "drained", "sealed", "widowed"].contains(&self.phase.as_str())
@@ -166,10 +174,22 @@ impl<'a> Steps<'a> {
     /// # Errors
     ///
     /// As [`go`](Self::go).
-    pub fn spawn(&mut self, program: Program) -> Result<()> {
+    pub fn spawn(&mut self, program: Program, chain: &Chain) -> Result<()> {
+        self.claim(chain)?;
         self.drive.set_program(program);
         self.drive.fetch_output();
         self.drive.go(Next::Spawn)
+    }
+
+    /// Tells those who share the chain that this command uses the lease up: two successors on one lease would be one too many.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub fn claim(&self, chain: &Chain) -> Result<()> {
+        let Some(mut state) = self.drive.state() else { return Ok(()) };
+        CLAIMED.clone_into(&mut state.phase);
+        write_state(chain, &state)
     }
 
     /// Makes [`go`](Self::go) return when the successor serves on trial, as `baking`: the trial ends without this process.
@@ -202,12 +222,7 @@ impl<'a> Steps<'a> {
     ///
     /// ENOMEM.
     pub fn tell(&self, chain: &Chain) -> Result<()> {
-        match (self.drive.state(), chain.get(&Role::State)) {
-            (Some(state), Some(fd)) => {
-                memory::replace(fd, &json(&state)?).map_err(|e| Error::io("write the chain's state", e))
-            }
-            _ => Ok(()),
-        }
+        self.drive.state().map_or(Ok(()), |state| write_state(chain, &state))
     }
 
     /// Puts all that the next link needs into the chain.
@@ -322,6 +337,11 @@ fn state_of(chain: &Chain) -> Result<Option<State>> {
         ),
     })?;
     Ok(Some(state))
+}
+
+fn write_state(chain: &Chain, state: &State) -> Result<()> {
+    let Some(fd) = chain.get(&Role::State) else { return Ok(()) };
+    memory::replace(fd, &json(state)?).map_err(|e| Error::io("write the chain's state", e))
 }
 
 fn json(state: &State) -> Result<Vec<u8>> {

@@ -16,9 +16,10 @@ const SERVING: [&str; 4] = [
 ];
 
 /// Examples that take place elsewhere: what they begin with or contain, and what is done before them.
-const ELSEWHERE: [(&str, &[&str]); 7] = [
+const ELSEWHERE: [(&str, &[&str]); 8] = [
     ("handoff kvd", &["mkdir /var/lib/kv"]),
     ("exec handoff hold-fds --listen", &COLD),
+    ("exec handoff hold-fds --from /", &COLD),
     ("handoff lock --wait 10s", &COLD),
     ("eval \"exec $(handoff journal current", &STOPPED),
     ("handoff journal timeline 1m84h", &SERVING),
@@ -134,6 +135,9 @@ impl Example {
             line.clone()
         } else if becomes_one {
             format!("becomes {quoted}")
+        } else if line.contains("--step") {
+            // A person who says yes to everything, again and again: what is typed before a question does not count.
+            format!("while sleep 0.1; do echo; done | script -qec {quoted} /dev/null")
         } else if line.contains("--bake") {
             format!("bakes {quoted}")
         } else if line.contains("--follow") {
@@ -152,6 +156,7 @@ impl Example {
 fn every_example_works() {
     if !sandbox::is_possible()
         || !common::has_redis_tools()
+        || !common::has_script()
         || !common::has_tool("jq", Command::new("jq").arg("--version"))
         || !common::has_tool("socat", Command::new("socat").arg("-V"))
     {

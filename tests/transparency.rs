@@ -91,7 +91,7 @@ fn links(dir: &Path, control: &Path) -> Vec<Link> {
         |words: &[&str], adds| Link { words: words.iter().map(|word| (*word).to_owned()).collect(), adds };
     let ours = |words: &[&str], adds| link(&[&[HANDOFF], words].concat(), adds);
     let control = text(control);
-    const LEASE: &[&str] = &["lease", "incumbent", "state"];
+    const LEASE: &[&str] = &["lease", "incumbent", "state", "listener.resp"];
     vec![
         link(&[&text(&example("link"))], &[]),
         ours(&["lock", &data], &["lock"]),
@@ -101,7 +101,7 @@ fn links(dir: &Path, control: &Path) -> Vec<Link> {
         ours(&["drain", "--control", &control, "--no-seal", "--"], LEASE),
         ours(
             &["drain", "--control", &control, "--", HANDOFF, "lock", &data],
-            &["lease", "incumbent", "state", "lock"],
+            &["lease", "incumbent", "state", "listener.resp", "lock"],
         ),
     ]
 }

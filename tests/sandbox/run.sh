@@ -32,6 +32,10 @@ set +e
 settle() {
     control=${HANDOFF_CONTROL:-/run/kv/control}
     case $1 in
+        *'--serve '*)
+            until handoff hold-fds --from /run/kv/holder --list >/dev/null 2>&1; do sleep 0.02; done
+            return
+            ;;
         *'--bake'*) wanted=on-trial ;;
         *) wanted=serving ;;
     esac

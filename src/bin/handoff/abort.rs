@@ -34,7 +34,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let common = args.settle.as_common(When::Never);
     let mut chain = phase::chain(&common)?;
     let known = handoff::steps::inherited(&chain)?;
-    phase::not_over(known.as_ref())?;
+    // What another command has in its hands is undone by way of the control socket.
+    phase::not_over(known.as_ref().filter(|found| !found.is_claimed()))?;
     if let Some(found) = known.clone().filter(Inherited::is_held) {
         let mut watcher = Watcher::new("abort", When::Never)?;
         let mut observer = |event: &Event<'_>| watcher.observe(event);

@@ -69,6 +69,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     if !steps.has_ended() {
         // The successor's is the only copy from here on: that it ends must show.
         phase::let_go(&mut chain);
+        steps.claim(&chain).map_err(unable)?;
         steps.go(Phase::Phase).map_err(unable)?;
     }
     if steps.has_ended() {

@@ -176,7 +176,7 @@ fn sealed(
     }
     if args.wait {
         phase::let_go(&mut chain);
-        steps.spawn(program).map_err(unable)?;
+        steps.spawn(program, &chain).map_err(unable)?;
         return phase::end("exec-successor", steps, &mut chain, None, &args.common);
     }
     for (name, value) in &args.env {

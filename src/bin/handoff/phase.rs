@@ -125,7 +125,11 @@ pub fn not_over(found: Option<&Inherited>) -> anyhow::Result<()> {
 }
 
 fn is_over(found: &Inherited) -> anyhow::Error {
-    let reason = format!("handoff {} is over: {}", found.handoff, found.phase);
+    let reason = if found.is_claimed() {
+        format!("handoff {} is with another command of this chain; `handoff abort` undoes it", found.handoff)
+    } else {
+        format!("handoff {} is over: {}", found.handoff, found.phase)
+    };
     exit::attempt(Error::Refused { reason }, GO_ON)
 }
 

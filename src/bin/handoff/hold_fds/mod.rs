@@ -118,7 +118,7 @@ pub struct Args {
 const EXAMPLES: &str = "
   exec handoff hold-fds --listen http=0.0.0.0:8080 -- handoff lock /var/lib/kv -- kvd
   exec handoff hold-fds --listen http=:80,backlog=4096 --listen admin=unix:/run/kv/admin,mode=660,group=adm -- kvd
-  handoff hold-fds --serve /run/kv/holder --listen http=:80             # stays
+  handoff hold-fds --serve /run/kv/holder --listen http=:80 &   # stays
   exec handoff hold-fds --from /run/kv/holder -- handoff lock /var/lib/kv -- kvd
   handoff hold-fds --from /run/kv/holder --list
   handoff hold-fds --from-incumbent -- handoff drain --grace 25s -- handoff exec-successor kvd-v2";
