@@ -185,9 +185,17 @@ impl<'a> Steps<'a> {
     ///
     /// # Errors
     ///
-    /// ENOMEM.
+    /// [`Error::Refused`] where another one does so already.
     pub fn claim(&self, chain: &Chain) -> Result<()> {
-        let Some(mut state) = self.drive.state() else { return Ok(()) };
+        let (Some(mut state), Some(fd)) = (self.drive.state(), chain.get(&Role::State)) else {
+            return Ok(());
+        };
+        let claim = memory::claim(fd).map_err(|e| Error::io("claim the lease in the chain's state", e))?;
+        let is_free = claim.is_some() && state_of(chain)?.is_some_and(|known| known.phase == state.phase);
+        if !is_free {
+            let reason = format!("handoff {} is with another command of this chain", state.handoff);
+            return Err(Error::Refused { reason });
+        }
         CLAIMED.clone_into(&mut state.phase);
         write_state(chain, &state)
     }

@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::lock;
 
 /// The most that [`read`] takes in.
 const MAX: usize = 64 << 20;
@@ -36,6 +38,18 @@ fn write(file: File, content: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
+/// Keeps the others who have the file from doing the same, for as long as the returned one lives; nothing where another does already.
+///
+/// The file is opened anew, as a lock of flock(2) belongs to the open file description, which all inheritors share.
+///
+/// # Errors
+///
+/// EMFILE, and ENOENT where there is no `/proc`.
+pub fn claim(fd: BorrowedFd<'_>) -> io::Result<Option<File>> {
+    let own = File::options().read(true).write(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    Ok(lock::try_lock(&own)?.then_some(own))
+}
+
 /// Reads the content; where others stand in the file does not matter, and does not change.
 ///
 /// # Errors
@@ -56,6 +70,16 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    #[test]
+    fn one_inheritor_at_a_time_has_a_claim() {
+        let fd = create("test", b"").unwrap();
+        let copy = fd.try_clone().unwrap();
+        let claimed = claim(fd.as_fd()).unwrap();
+        assert!(claimed.is_some() && claim(copy.as_fd()).unwrap().is_none());
+        drop(claimed);
+        assert!(claim(copy.as_fd()).unwrap().is_some());
+    }
 
     #[test]
     fn what_one_copy_writes_another_reads() {

@@ -50,6 +50,21 @@ fn a_chain_that_holds_the_journal_keeps_others_from_it() {
 }
 
 #[test]
+fn of_two_successors_on_one_lease_exactly_one_is_started() {
+    let mut rig = Rig::start(&[]);
+    let wait = "handoff exec-successor --wait kvd-v2";
+    let said = rig.expect(
+        &format!("handoff drain -- sh -c '{wait} & {wait}; own=$?; wait $!; echo codes $((own + $?)) $((own * $?))'"),
+        0,
+    );
+    assert!(said.contains("codes 1 0"), "one commits and the other is refused: {said}");
+    rig.first.as_mut().unwrap().expect(0);
+    rig.settle();
+    assert_eq!(rig.label(), "v2");
+    rig.expect_clean();
+}
+
+#[test]
 fn of_many_chains_at_once_exactly_one_commits() {
     let mut rig = Rig::start(&[]);
     let line = |number: u32| {
