@@ -576,6 +576,15 @@ impl Driver {
         ))
     }
 
+    /// Demands that what anybody may ask is answered.
+    fn expect_answers(&mut self) {
+        for (question, answer) in
+            [("status", "status-report"), ("listeners", "listener-list"), ("stdio", "stdio-copies")]
+        {
+            assert_eq!(self.ask(&format!(r#"{{"type":"{question}"}}"#)), answer);
+        }
+    }
+
     fn drain(&mut self) -> String {
         self.ask(r#"{"type":"drain","grace_ms":10000}"#)
     }
@@ -602,12 +611,8 @@ fn a_python_incumbent_goes_back_to_serving_from_each_phase() {
             assert!(phase == "prepared" || driver.drain() == "drained");
             assert!(phase != "sealed" || driver.seal() == "sealed");
             // The lease answers what anybody may ask, and somebody else is told that it is taken.
-            for (question, answer) in
-                [("status", "status-report"), ("listeners", "listener-list"), ("stdio", "stdio-copies")]
-            {
-                assert_eq!(driver.ask(&format!(r#"{{"type":"{question}"}}"#)), answer);
-                assert_eq!(watch.ask(&format!(r#"{{"type":"{question}"}}"#)), answer);
-            }
+            driver.expect_answers();
+            watch.expect_answers();
             let status = rig.status();
             assert_eq!((status.phase.as_str(), status.locked), (phase, phase != "sealed"));
             let mut other = Driver::connect(&rig);
@@ -674,6 +679,14 @@ fn strangers_are_refused_by_a_python_incumbent_and_do_not_disturb_it() {
         assert!(answer == "refused" || answer == "prepared" || answer == "aborted", "{garbage}: {answer}");
     }
     eventually("the end of what strangers began", || rig.status().handoff.is_none());
+    // Also who has the lease, and then makes no sense.
+    for garbage in [r#"{"type":"drain"}"#, r#"{"type":"drain","grace_ms":"soon"}"#, r#"{"type":"prepare"}"#] {
+        let mut driver = Driver::connect(&rig);
+        assert_eq!(driver.prepare("by-hand", PATIENCE), "prepared");
+        assert_eq!(driver.ask(garbage), "aborted", "{garbage}");
+        eventually("the end of the handoff", || rig.status().handoff.is_none());
+        load.goes_on(20);
+    }
     rig.commit(rig.in_python());
     load.expect_clean();
 }

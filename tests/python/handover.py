@@ -28,8 +28,9 @@ class Handover(Control):
             place = {"data_dir": self.directory, "lock_file": lock.NAME}
             self.lease.send("prepared", [PIDFD], generation=self.generation, incumbent=PROCESS, **place)
             message = self.wait("prepared", until, "prepare", "drain")
+        grace = min(until, time.monotonic() + message["grace_ms"] / 1000)
         self.phase, begun = "draining", {"stopped_us": time.monotonic_ns() // 1000, "conns": len(self.clients)}
-        left = self.drain(min(until, time.monotonic() + message["grace_ms"] / 1000))
+        left = self.drain(grace)
         self.lease.send("drained", open_conns_remaining=left, accept_closed=True, **begun)
         self.wait("drained", until, "seal")
         self.lock.release()  # What was answered is on disk, and nobody is left to be answered.
@@ -38,7 +39,10 @@ class Handover(Control):
         if self.wait("sealed", until, "attach", "retire")["type"] == "retire":
             self.end("retired")
         (pidfd,) = self.pidfds
-        self.watch(pidfd, self.lose, pidfd)
+        try:
+            self.watch(pidfd, self.lose, pidfd)
+        except OSError as error:
+            raise ValueError("attach came with what is no pidfd") from error
         ready = self.wait("attached", until, "ready")
         opened = ready["advertised_revision_per_shard"]
         if opened != sealed or ready["data_dir_fingerprint"] != fingerprint:
