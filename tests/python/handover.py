@@ -1,91 +1,98 @@
 """One handoff, as the incumbent goes through it: from `prepare` to `done`, or back."""
-import contextlib, time
+import contextlib, math, os, signal, sys, time
 
-from peer import MALFORMED, Lost, fence
+import lock
+from control import Control
+from handoff import PIDFD, PROCESS, Lost, become
 
 
-class Handover:
-    def __init__(self, daemon, lease, terms):
-        self.daemon, self.lease, self.terms, self.id = daemon, lease, terms, terms["handoff"]
-        self.since, self.marks, self.attached, self.why = time.monotonic(), [], None, None
-        self.enter("prepared")
-
-    def enter(self, phase):
-        self.phase = phase
-        self.marks.append({"phase": phase, "at_us": time.monotonic_ns() // 1000})
-
-    def progress(self):
-        return {"handoff": self.id, "phase": self.phase, "age_ms": int(1000 * (time.monotonic() - self.since))}
-
-    def run(self):
-        """Ends the process, or returns when everything is as before: whatever goes wrong, and also when the lease is closed."""
-        try:
-            self.hand_over()
-        except (Lost, *MALFORMED) as error:
-            why = error.args[0] if isinstance(error, Lost) else {"kind": "protocol", "detail": repr(error)}
-            try:
-                self.put_back(self.why or why)
-            except MALFORMED as error:
-                raise RuntimeError("unable to go back to serving") from error
-
+class Handover(Control):
     def hand_over(self):
-        lease, store, message = self.lease, self.daemon.store, self.terms
-        while message["type"] == "prepare":  # It comes again when the successor is warm, and the clock starts anew.
-            until, stand_by = time.monotonic() + message["deadline_ms"] / 1000, message["stand_by_ms"] / 1000
-            self.daemon.prepared(lease)
-            message = self.expect("prepare", "drain", until=until)
-        self.enter("draining")
-        stopped = {"stopped_us": self.marks[-1]["at_us"], "conns": len(store.clients)}
-        left = store.drain(min(until, time.monotonic() + message["grace_ms"] / 1000))
-        self.enter("drained")
-        lease.send("drained", open_conns_remaining=left, accept_closed=True, **stopped)
-        self.expect("seal", until=until)
-        sealed = store.log.seal()
-        self.daemon.lock.release()
-        self.enter("sealed")
-        lease.send("sealed", **sealed)
-        self.attached = self.expect("attach", until=until)
-        self.enter("attached")
-        (pidfd,) = self.attached["fds"]
-        self.daemon.compare(sealed, self.expect("ready", until=until, pidfd=pidfd))
-        self.enter("standing-by")
-        lease.send("granted")
-        done = self.expect("done", until=time.monotonic() + stand_by, pidfd=pidfd, late="successor-hung")
-        self.daemon.end("committed", served={key: done[key] for key in ("serving_us", "generation", "on_trial")})
+        """Ends the process, or returns when everything is as before."""
+        try:
+            self.give_away()
+        except (Lost, ArithmeticError, KeyError, TypeError, ValueError) as error:
+            self.put_back(error.args[0] if isinstance(error, Lost) else {"kind": "protocol", "detail": repr(error)})
+        for pidfd in self.pidfds:
+            if pidfd in self.selector.get_map():
+                self.selector.unregister(pidfd)
+            os.close(pidfd)
+        if not self.lease.closed:
+            self.leave(self.lease)
+        self.lease, self.phase = None, "serving"
 
-    def expect(self, *kinds, **limits):
-        """Waits for one of these on the lease."""
-        while self.daemon.control.answer(self.lease, message := self.lease.wait(**limits), self.daemon):
-            pass  # It was a question that anybody may ask.
-        if message["type"] in kinds:
-            return message
-        raise Lost(message.get("cause") or {"kind": "protocol", "detail": f"expected {kinds}, got {message['type']}"})
+    def give_away(self):
+        message = self.wait("prepared", math.inf, "prepare")
+        while message["type"] == "prepare":  # It comes again when the successor is warm: the clock starts anew.
+            until, stand_by = time.monotonic() + message["deadline_ms"] / 1000, message["stand_by_ms"] / 1000
+            place = {"data_dir": self.directory, "lock_file": lock.NAME}
+            self.lease.send("prepared", [PIDFD], generation=self.generation, incumbent=PROCESS, **place)
+            message = self.wait("prepared", until, "prepare", "drain")
+        grace = min(until, time.monotonic() + message["grace_ms"] / 1000)
+        self.phase, begun = "draining", {"stopped_us": time.monotonic_ns() // 1000, "conns": len(self.clients)}
+        left = self.drain(grace)
+        self.lease.send("drained", open_conns_remaining=left, accept_closed=True, **begun)
+        self.wait("drained", until, "seal")
+        self.lock.release()  # What was answered is on disk, and nobody is left to be answered.
+        sealed, fingerprint = [self.value], "0" * 64
+        self.lease.send("sealed", last_revision_per_shard=sealed, data_dir_fingerprint=fingerprint)
+        if self.wait("sealed", until, "attach", "retire")["type"] == "retire":
+            self.end("retired")
+        (pidfd,) = self.pidfds
+        try:
+            self.watch(pidfd, self.lose, pidfd)
+        except OSError as error:
+            raise ValueError("attach came with what is no pidfd") from error
+        ready = self.wait("attached", until, "ready")
+        opened = ready["advertised_revision_per_shard"]
+        if opened != sealed or ready["data_dir_fingerprint"] != fingerprint:
+            raise Lost({"kind": "stale-revision", "sealed": sealed, "opened": opened})
+        if self.why or not ready["healthz_ok"]:
+            raise Lost(self.why or {"kind": "unhealthy"})
+        self.lease.send("granted")
+        done = self.wait("standing-by", time.monotonic() + stand_by, "done", late="successor-hung")
+        self.end("committed", served=done)
+
+    def lose(self, pidfd):
+        self.selector.unregister(pidfd)
+        self.why = self.why or {"kind": "successor-lost"}
+
+    def end(self, outcome, **more):
+        self.announce(outcome, **more)
+        sys.exit(0)
 
     def put_back(self, reason):
         """Goes back to serving, with the lock: unless the record in it says that the data is the successor's by now."""
-        daemon, lock, was_serving = self.daemon, self.daemon.lock, self.phase == "prepared"
-        if not lock.held:
+        was_serving = self.phase == "prepared"
+        if not self.lock.held:
             self.lease.send("aborted", reason=reason)  # One that was granted does not care.
-            self.enter("locking")
+            self.phase = "locking"
             self.fence()
-            while not (taken := lock.take()) and not lock.is_gone_beyond(daemon.generation):
-                time.sleep(0.01)
+            while not (taken := self.lock.take()) and not self.is_overtaken():
+                self.turn(0.01)
                 self.fence()
-            if lock.is_gone_beyond(daemon.generation):
-                daemon.superseded(taken)
-            daemon.generation = max(daemon.generation, lock.record()["generation"]) + 1
-            lock.write(daemon.generation)  # So that a successor which comes too late finds that out.
+            if self.is_overtaken():
+                self.superseded(taken)
+            self.generation = self.lock.write()  # A successor that comes too late finds it out by this.
         if not was_serving:
-            self.enter("resuming")
-            daemon.store.log.read()
-            daemon.store.serve()
+            self.open()
+            self.accept()
         self.lease.send("aborted", reason=reason)
-        daemon.announce("rolled-back", reason=reason)
+        self.announce("rolled-back", reason=reason)
 
     def fence(self):
-        """Kills the successor that has said who it is, also one that comes only now."""
-        with contextlib.suppress(*MALFORMED):
-            self.lease.receive()
-        for message in [self.attached, *self.lease.inbox]:
-            if message and message["type"] == "attach":
-                fence(message)
+        """Kills the successor that has said who it is, also one that says so only now."""
+        for pidfd in self.pidfds:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def is_overtaken(self):
+        record = self.lock.record()
+        return record["standing"] == "final" and record["generation"] > self.generation
+
+    def superseded(self, taken):
+        """Becomes the program of the successor, which made the data its own and died. Whoever has the lock serves."""
+        self.announce("superseded")
+        if taken:
+            become(self.lock.record()["owner"], {"listener.tcp": self.listener.fileno(), "lock": self.lock.fd})
+        sys.exit(0)

@@ -1,42 +1,73 @@
-"""incumbent.py CONTROL DATA_DIR HOST:PORT: serves a store, and hands it over to the successor that a driver brings."""
-import os, signal, socket, sys, threading, traceback
+"""incumbent.py CONTROL DATA_DIR HOST:PORT: serves the counter, and hands it over to the successor that a driver brings.
 
-from control import Control
-from daemon import LISTENER, Daemon
-from fds import inherited
+It leaves out trials (`bake_ms` is refused), to say in a verdict when each phase began, and to kill also what a
+successor has started: it kills the process that said `attach`."""
+import os, socket, sys, time
+
+from control import ms_since
+from handoff import Lost, inherited
+from handover import Handover
 from lock import Lock
-from store import Store
+
+UNDECIDED = ("prepared", "draining", "drained", "sealed", "attached")
+
+
+class Incumbent(Handover):
+    def run(self):
+        while True:
+            self.turn(60)
+            if self.lease:
+                self.hand_over()
+
+    def decide(self, peer, kind, message):
+        """Takes what may change something. What comes over the lease is for the handoff."""
+        if kind == "prepare" and message.get("bake_ms") is not None:
+            peer.send("refused", reason="expected no trial: this daemon cannot stand by in one")
+        elif kind == "prepare" and not self.lease:
+            self.handoff, self.begun = message["handoff"], time.monotonic()
+            self.lease, self.said, self.pidfds, self.why = peer, [message], [], None
+        elif peer is self.lease:
+            self.said.append(message)
+            self.pidfds += [os.dup(fd) for fd in message["fds"]]
+        elif kind == "prepare":
+            peer.send("busy", handoff=self.handoff, phase=self.phase, age_ms=ms_since(self.begun))
+        elif kind == "abort" and self.lease and self.phase in UNDECIDED:
+            self.why = {"kind": "operator", "detail": message["reason"]}
+            peer.send("accepted")
+        else:
+            peer.send("refused", reason=f"expected prepare, or abort while a handoff can be undone; got {kind}")
+
+    def wait(self, phase, until, *kinds, late="deadline"):
+        """Returns the message on the lease that ends a phase; meanwhile everybody is answered. What was said counts
+        before a death or an end, and these before the time: who was stopped for a while finds answers first."""
+        self.phase = phase
+        while not self.said:
+            self.turn(until - time.monotonic())
+            if not self.said and (self.why or self.lease.closed or time.monotonic() >= until):
+                raise Lost(self.why or {"kind": "lease-lost" if self.lease.closed else late})
+        message = self.said.pop(0)
+        if message["type"] == "abort":
+            raise Lost(message.get("cause") or {"kind": "driver", "detail": message["reason"]})
+        if message["type"] not in kinds:
+            raise ValueError(f"expected {kinds}, got {message['type']}")
+        return message
 
 
 def cold_start(control, directory, address, fds):
-    """Starts where nobody serves; where a predecessor became this program, with its lock and its socket."""
-    os.makedirs(directory, exist_ok=True)
+    """Starts where nobody serves; also as what a predecessor became, which had the lock and the socket."""
     lock, (host, port) = Lock(directory, fds.get("lock")), address.rsplit(":", 1)
     if not lock.take():
         sys.exit(f"incumbent.py: fatal: unable to lock {lock.path}: another process has it")
-    lock.create()
-    if f"listener.{LISTENER}" in fds:
-        listener = socket.socket(fileno=fds[f"listener.{LISTENER}"])
+    if "listener.tcp" in fds:
+        listener = socket.socket(fileno=fds["listener.tcp"])
     else:
         listener = socket.create_server((host, int(port)), backlog=socket.SOMAXCONN)
-    store = Store(directory, listener)
-    store.log.create()
-    store.log.read()
-    serve(Control(control), store, lock, (lock.record() or {"generation": 0})["generation"])
-
-
-def serve(control, store, lock, generation):
-    """Makes the data this process's own, after this generation, and answers clients and drivers on threads of their own. Returns
-    the new generation when everybody finds the way here. A thread that fails ends the process: what is on disk is whole."""
-    threading.excepthook = lambda failed: (traceback.print_exception(failed.exc_value), os._exit(111))
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # It ends the process as SIGTERM does: everything that was answered is on disk.
-    lock.write(generation + 1)
-    store.serve()
-    threading.Thread(target=store.run).start()
-    control.put_in_place()
-    threading.Thread(target=control.run, args=(Daemon(control, store, lock, generation + 1),)).start()
-    print(f"python: info: serves on {store.address()}", file=sys.stderr, flush=True)
-    return generation + 1
+    open(os.path.join(directory, "count"), "ab").close()
+    os.fsync(os.open(directory, os.O_RDONLY))  # So that the files are there after a power failure.
+    daemon = Incumbent(control, directory, listener, lock)
+    daemon.open()
+    daemon.own()
+    daemon.run()
 
 
 if __name__ == "__main__":
