@@ -23,7 +23,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// Reads what `tests/python/listen_fds.py` says of a socket.
+    /// Reads what `tests/hold_fds/listen_fds.py` says of a socket.
     pub fn parse(family: &str, kind: &str, address: &str) -> Self {
         match (family, kind) {
             ("inet", "stream") => Self::Inet(address.parse().unwrap()),

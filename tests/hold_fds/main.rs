@@ -21,7 +21,7 @@ use common::HANDOFF;
 /// What follows a link that is to serve whatever it has: the words, and the program.
 pub fn python() -> [&'static str; 3] {
     static PYTHON: OnceLock<String> = OnceLock::new();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/listen_fds.py");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hold_fds/listen_fds.py");
     // What is called python3 may be a script that finds another one by its own name.
     let find = || said(Command::new("python3").args(["-c", "import sys; print(sys.executable, end='')"]));
     ["--", PYTHON.get_or_init(find), script]
@@ -71,7 +71,7 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Starts what is `tests/python/listen_fds.py` in the end, and waits until it serves.
+    /// Starts what is `tests/hold_fds/listen_fds.py` in the end, and waits until it serves.
     pub fn start(command: &mut Command) -> Self {
         close_strays();
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
