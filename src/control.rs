@@ -1,5 +1,6 @@
 //! A client of a daemon's control socket.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -25,6 +26,8 @@ pub fn is_absent(e: &Error) -> bool {
 pub struct Control {
     channel: Channel,
     hello: Hello,
+    /// Verdicts that came before the answer to a question: whoever watches is told unasked.
+    told: VecDeque<Report>,
 }
 
 impl Control {
@@ -69,7 +72,7 @@ impl Control {
             (Message::Refused { reason }, _) => return Err(Error::Refused { reason }),
             (message, _) => check_hello(message)?,
         };
-        Ok(Self { channel, hello })
+        Ok(Self { channel, hello, told: VecDeque::new() })
     }
 
     /// Returns what the daemon said of itself.
@@ -109,7 +112,7 @@ impl Control {
             if list.more == 0 {
                 return Ok(listeners);
             }
-            answer = self.channel.wait("the rest of the listeners", deadline)?;
+            answer = self.answer("the rest of the listeners", deadline)?;
         }
     }
 
@@ -172,8 +175,11 @@ impl Control {
     /// [`Error::PeerLost`] when the daemon ends without one, or the deadline passed.
     pub fn verdict(&mut self, deadline: Instant) -> Result<Report> {
         loop {
-            if let (Message::Verdict(report), _) = self.channel.wait("the verdict", deadline)? {
+            if let Some(report) = self.told.pop_front() {
                 return Ok(report);
+            }
+            if let (Message::Verdict(report), _) = self.channel.wait("the verdict", deadline)? {
+                self.told.push_back(report);
             }
         }
     }
@@ -191,13 +197,46 @@ impl Control {
 
     fn ask(&mut self, message: &Message, deadline: Instant) -> Result<(Message, Vec<OwnedFd>)> {
         self.channel.deliver(message, &[], deadline)?;
-        match self.channel.wait(&format!("the answer to {}", message.name()), deadline)? {
+        match self.answer(&format!("the answer to {}", message.name()), deadline)? {
             (Message::Refused { reason }, _) => Err(Error::Refused { reason }),
             answer => Ok(answer),
+        }
+    }
+
+    fn answer(&mut self, waiting_for: &str, deadline: Instant) -> Result<(Message, Vec<OwnedFd>)> {
+        loop {
+            match self.channel.wait(waiting_for, deadline)? {
+                (Message::Verdict(report), _) => self.told.push_back(report),
+                answer => return Ok(answer),
+            }
         }
     }
 }
 
 fn unexpected(expected: &str, got: &Message) -> Error {
     Error::Protocol { expected: expected.to_owned(), got: got.name().to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::proto::Verdict;
+    use crate::proto::wire::ListenerList;
+
+    #[test]
+    fn a_verdict_that_comes_before_an_answer_is_kept_for_who_waits_for_it() {
+        let (ours, theirs) = unix::pair().unwrap();
+        let mut daemon = Channel::new(theirs);
+        let hello = own_hello("test", "").unwrap();
+        let mut control = Control { channel: Channel::new(ours), hello, told: VecDeque::new() };
+        let report =
+            Report { handoff: "h1".to_owned(), verdict: Verdict::Committed, phases: vec![], served: None };
+        daemon.send(&Message::Verdict(report.clone()), &[]).unwrap();
+        daemon.send(&Message::ListenerList(ListenerList { names: vec![], more: 0 }), &[]).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        assert!(control.listeners(deadline).unwrap().is_empty());
+        assert_eq!(control.verdict(deadline).unwrap(), report);
+    }
 }
