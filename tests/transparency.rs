@@ -11,8 +11,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
-use common::{HANDOFF, Kvd, example, has_script, wait_for_exit};
+use handoff::control::Control;
+
+use common::{HANDOFF, Kvd, PATIENCE, eventually, example, has_script, wait_for_exit};
 
 /// How a process is prepared before it becomes the link or the program.
 #[derive(Default)]
@@ -133,6 +136,17 @@ impl Link {
     }
 }
 
+/// Waits until the daemon has put back what the link before has left undone.
+fn settle(control: &Path) {
+    let serves = || {
+        let deadline = Instant::now() + PATIENCE;
+        let status =
+            Control::connect(control, "test", deadline).and_then(|mut daemon| daemon.status(deadline));
+        status.is_ok_and(|status| status.handoff.is_none())
+    };
+    eventually("the daemon serves", serves);
+}
+
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
@@ -154,6 +168,7 @@ fn the_next_program_sees_what_it_would_have_seen_without_the_link() {
             adds: &[],
         };
         for link in links(dir.path(), &control).into_iter().chain([status]) {
+            settle(&control);
             let mut seen = observe(case, dir.path(), &link.words);
             link.take_out_what_it_adds(&mut seen);
             let only_in = |a: &[String], b: &[String]| -> Vec<String> {
@@ -235,6 +250,7 @@ fn a_script_finds_its_own_name_and_no_descriptor_of_the_links() {
         let direct = run(&[]);
         assert!(direct.len() > 5 && direct[1] == "my-daemon", "{direct:#?}");
         for link in links(dir.path(), &data.path().join("control")) {
+            settle(&data.path().join("control"));
             let mut seen = run(&link.words);
             let all = seen.len();
             seen.retain(|line| direct.contains(line));
