@@ -8,7 +8,7 @@
 //! | `s6` | `S6_FD#`, and from 0 on `S6_FD_n` and `S6_FDID_n` (s6-fdholder-getdump) |
 //! | `nginx` | `NGINX=NUMBER;NUMBER;` |
 //!
-//! `listen-fds` is part of the fd table and is in [`fds`](crate::fds); the others are here.
+//! `listen-fds` is part of the fd table and is in [`crate::fds`]; the others are here.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
