@@ -1,7 +1,7 @@
 //! The shipped machines, model-checked in a world that kills, stops and forgets.
 //!
 //! `cargo test --test model` takes seconds. `cargo test --test model -- --ignored --nocapture` is the deep run: minutes on
-//! two cores, about two gigabytes. What is modelled and what is not stands in ARCHITECTURE.md.
+//! two cores, about three gigabytes. What is modelled and what is not stands in ARCHITECTURE.md.
 #![allow(clippy::unwrap_used)]
 
 mod act;
@@ -59,7 +59,7 @@ fn two_drivers_and_a_few_faults() {
 
 /// Two drivers, three kills and two stops, and every kind of fault with one driver.
 #[test]
-#[ignore = "minutes, and two gigabytes"]
+#[ignore = "minutes, and three gigabytes"]
 fn deep() {
     // Steps are coarse here: that a step may be cut in the middle is what the runs with one driver are about.
     let drivers = Budget { drivers: 1, writes: 0, ..NO_FAULTS };
