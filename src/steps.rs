@@ -71,7 +71,7 @@ impl Inherited {
 
     /// Whether the handoff is not over, and the lease is still this chain's to go on with.
     pub fn is_held(&self) -> bool {
-        ["prepared", "warm", "drained", "sealed", "widowed"].contains(&self.phase.as_str())
+        Phase::HELD.iter().any(|phase| phase.name() == self.phase)
     }
 }
 

@@ -292,10 +292,7 @@ impl<'a> Drive<'a> {
 
     /// Whether it goes on only when it is told to.
     fn is_held(&self) -> bool {
-        matches!(
-            self.machine.phase,
-            Phase::Warm | Phase::Prepared | Phase::Drained | Phase::Sealed | Phase::Widowed
-        )
+        Phase::HELD.contains(&self.machine.phase)
     }
 
     /// Whether it waits for its observer's word.

@@ -128,8 +128,7 @@ impl State {
     }
 
     fn held(&self) -> Result<Phase> {
-        let phases = [Phase::Warm, Phase::Prepared, Phase::Drained, Phase::Sealed, Phase::Widowed];
-        phases.into_iter().find(|phase| phase.name() == self.phase).ok_or_else(|| Error::Refused {
+        Phase::HELD.into_iter().find(|phase| phase.name() == self.phase).ok_or_else(|| Error::Refused {
             reason: format!("handoff {} is over: {}", self.handoff, self.phase),
         })
     }

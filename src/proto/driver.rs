@@ -489,6 +489,9 @@ fn inquire(reason: Reason) -> Row {
 }
 
 impl Phase {
+    /// The phases in which a driver goes on only when it is [told to](Input::Go).
+    pub const HELD: [Self; 5] = [P::Warm, P::Prepared, P::Drained, P::Sealed, P::Widowed];
+
     /// Whether the lease is this driver's to give up: from the incumbent's word that it is granted until it is passed on, or the incumbent
     /// was told to undo or to end.
     fn has_lease(&self) -> bool {
