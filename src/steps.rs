@@ -1,7 +1,7 @@
 //! A handoff phase by phase: what the links of a chain of commands use, and drivers that stop between phases.
 //!
-//! A driver takes the lease ([`Steps::begin`], [`Steps::begin_warm`]) or finds it in the chain that it inherited ([`Steps::resume`]), does
-//! a phase or several, and then either ends the handoff or [hands it over](Steps::hand_over) to the next link.
+//! A driver takes the lease ([`Steps::begin_warm`]), or finds it in the chain that it inherited ([`Steps::resume_or_begin`]), does a
+//! phase or several, and then either ends the handoff or [hands it over](Steps::hand_over) to the next link.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -76,45 +76,39 @@ impl Inherited {
 }
 
 impl<'a> Steps<'a> {
-    /// Takes the lease, without a successor: the incumbent is to seal first. It holds as `prepared`.
+    /// Goes on with the handoff whose lease the chain holds. Where it holds none, takes the lease without a successor: the incumbent is to seal
+    /// first, and it holds as `prepared`.
     ///
     /// # Errors
     ///
-    /// Nobody answers at the control path, or a descriptor of the chain cannot be used. A refusal is an outcome.
-    pub fn begin(
-        control: &'a Path,
-        spec: SpawnSpec,
-        chain: &Chain,
-        observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
-    ) -> Result<Self> {
-        let mut drive = driver(control, spec, Order::Cold, chain, observer)?;
-        drive.take_lease()?;
-        Ok(Self { drive })
-    }
-
-    /// Goes on with the handoff whose lease the chain holds, or takes the lease without a successor.
-    ///
-    /// # Errors
-    ///
-    /// As [`resume`](Self::resume) and [`begin`](Self::begin).
+    /// Nobody answers at the control path; a descriptor of the chain is missing or cannot be used; [`Error::Refused`] where the handoff is over
+    /// already. A refusal by the incumbent is an outcome.
     pub fn resume_or_begin(
         control: &'a Path,
         spec: SpawnSpec,
         chain: &Chain,
         observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
     ) -> Result<Self> {
-        if chain.get(&Role::State).is_none() {
-            return Self::begin(control, spec, chain, observer);
-        }
-        let resumed = Self::resume(control, spec, chain, observer)?;
-        resumed.ok_or_else(|| Error::Invalid { detail: "the chain's state is gone".to_owned() })
+        let Some(state) = state_of(chain)? else {
+            let mut drive = driver(control, spec, Order::Cold, chain, observer)?;
+            drive.take_lease()?;
+            return Ok(Self { drive });
+        };
+        let inherited = Inheritance {
+            lease: copy(chain, &Role::Lease)?.map(Channel::new),
+            incumbent: pidfd_of(chain)?,
+            successor: copy(chain, &Role::Successor)?.map(Channel::new),
+        };
+        let mut drive = driver(control, spec, state.order(), chain, observer)?;
+        drive.take_up(state, inherited)?;
+        Ok(Self { drive })
     }
 
     /// Takes the lease, starts the successor, and waits until it is warm. It holds as `warm`.
     ///
     /// # Errors
     ///
-    /// As [`begin`](Self::begin).
+    /// As [`resume_or_begin`](Self::resume_or_begin).
     pub fn begin_warm(
         control: &'a Path,
         spec: SpawnSpec,
@@ -126,28 +120,6 @@ impl<'a> Steps<'a> {
         drive.set_program(program);
         drive.take_lease()?;
         Ok(Self { drive })
-    }
-
-    /// Goes on with the handoff whose lease the chain holds; nothing where it holds none.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Refused`] where the handoff is over already; a descriptor of the chain that is missing or cannot be used.
-    pub fn resume(
-        control: &'a Path,
-        spec: SpawnSpec,
-        chain: &Chain,
-        observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
-    ) -> Result<Option<Self>> {
-        let Some(state) = state_of(chain)? else { return Ok(None) };
-        let inherited = Inheritance {
-            lease: copy(chain, &Role::Lease)?.map(Channel::new),
-            incumbent: pidfd_of(chain)?,
-            successor: copy(chain, &Role::Successor)?.map(Channel::new),
-        };
-        let mut drive = driver(control, spec, state.order(), chain, observer)?;
-        drive.take_up(state, inherited)?;
-        Ok(Some(Self { drive }))
     }
 
     /// Returns where it holds, or the last phase that it came to.
