@@ -126,6 +126,7 @@ pub mod role;
 mod serve;
 mod session;
 pub mod steps;
+pub mod supervise;
 pub mod supervisor;
 #[doc(hidden)]
 pub mod sys;

@@ -16,6 +16,7 @@ pub use crate::proto::driver::{Outcome, Refusal};
 use crate::proto::wire::PhaseMark;
 use crate::recover;
 pub use crate::recover::Recovered;
+use crate::supervise::wire::Ended;
 
 /// Runs handoffs between the daemon at a control path and its successors.
 ///
@@ -119,6 +120,37 @@ pub struct HandoffOutcome {
     pub outcome: Outcome,
     /// What was measured.
     pub measured: Measured,
+}
+
+/// As a supervisor tells it of a swap that it has run: the process is not this one's child.
+impl From<Ended> for HandoffOutcome {
+    fn from(ended: Ended) -> Self {
+        Self {
+            handoff_id: ended.handoff,
+            committed: ended.outcome == Outcome::Committed,
+            abort_reason: ended.reason.map(AbortReason),
+            binary: ended.binary,
+            args: ended.args,
+            pid: ended.pid,
+            child: None,
+            outcome: ended.outcome,
+            measured: ended.measured,
+        }
+    }
+}
+
+impl From<&HandoffOutcome> for Ended {
+    fn from(outcome: &HandoffOutcome) -> Self {
+        Self {
+            handoff: outcome.handoff_id.clone(),
+            outcome: outcome.outcome.clone(),
+            reason: outcome.abort_reason.as_ref().map(ToString::to_string),
+            binary: outcome.binary.clone(),
+            args: outcome.args.clone(),
+            pid: outcome.pid,
+            measured: outcome.measured.clone(),
+        }
+    }
 }
 
 /// Why a successor does not serve; prints as a sentence.

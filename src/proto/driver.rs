@@ -3,6 +3,8 @@
 //! Between two phases it holds, until it is told to [go on](Input::Go): a driver may be several commands, each of which does one phase and
 //! hands what it holds to the next, or wait for a person at a prompt.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Reason, Verdict};
 
 /// Where the driver is.
@@ -73,7 +75,8 @@ pub enum Next {
 }
 
 /// How a swap ended, as far as its driver can tell.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "outcome", content = "detail", rename_all = "kebab-case")]
 pub enum Outcome {
     /// The successor serves.
     Committed,
@@ -104,7 +107,8 @@ impl Outcome {
 }
 
 /// Why nothing was begun.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Refusal {
     /// Another handoff is in progress.
     Busy {
