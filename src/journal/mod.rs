@@ -59,7 +59,7 @@ use std::time::{Duration, Instant};
 pub use follow::Follower;
 pub use id::new_handoff_id;
 pub use read::{Contents, TornTail, read};
-pub use record::{Actor, Event, FORMAT, Header, Record, Requester, Stamp, micros, utc};
+pub use record::{Actor, Event, FORMAT, Header, Measurements, Record, Requester, Stamp, micros, utc};
 pub use repair::{Moved, Repair, repair};
 pub use story::{
     Current, Evidence, HandoffSummary, Mark, Outcome, Unfinished, current, handoffs, unfinished,

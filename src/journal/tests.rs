@@ -900,7 +900,7 @@ fn a_handoff_is_told_from_its_records() {
     append("h1", Actor::Driver, begun());
     append("h1", Actor::Driver, phase("drain"));
     append("h1", Actor::Incumbent, phase("drained"));
-    append("h1", Actor::Driver, Event::RolledBack { reason: "it died".into() });
+    append("h1", Actor::Driver, Event::RolledBack { reason: "it died".into(), cause: None });
     append("h2", Actor::Driver, begun());
     append("h2", Actor::Driver, committed(3));
     append("h2", Actor::Operator, Event::Recovered { conclusion: "it serves".into() });
@@ -909,7 +909,7 @@ fn a_handoff_is_told_from_its_records() {
     assert_eq!(all.iter().map(|h| h.id.as_str()).collect::<Vec<_>>(), ["h1", "h2"]);
     let phases: Vec<_> = all[0].phases.iter().map(|m| (m.name.as_str(), m.actor.clone())).collect();
     assert_eq!(phases, [("drain", Actor::Driver), ("drained", Actor::Incumbent)]);
-    assert_eq!(all[0].outcome, Outcome::RolledBack { reason: "it died".into() });
+    assert_eq!(all[0].outcome, Outcome::RolledBack { reason: "it died".into(), cause: None });
     assert_eq!(all[1].outcome, Outcome::Committed { gap_us: Some(312) });
     assert_eq!(all[0].begun, Some(begun()));
     assert_eq!(unfinished(&records), None);
