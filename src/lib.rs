@@ -120,6 +120,7 @@ pub mod holder;
 pub mod incumbent;
 pub mod journal;
 pub mod listen;
+pub mod metrics;
 pub mod notify;
 pub mod proto;
 mod recover;
