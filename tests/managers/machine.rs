@@ -225,6 +225,41 @@ impl Machine {
         said.out.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
     }
 
+    /// Returns all processes of the machine that run handoff, by their pids in it.
+    pub fn all_handoffs(&self) -> Vec<u32> {
+        let pids = fs::read_dir(self.path("/proc")).unwrap().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let comm =
+            |pid: &u32| fs::read_to_string(self.path(&format!("/proc/{pid}/comm"))).unwrap_or_default();
+        pids.filter(|pid| comm(pid).trim() == "handoff").collect()
+    }
+
+    /// Returns the pid by which this process knows one of the machine's.
+    #[track_caller]
+    pub fn pid_outside(&self, inside: u32) -> u32 {
+        let pids = fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let own = namespace(self.init);
+        let is_it = |pid: &u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            namespace(*pid) == own
+                && numbers
+                    .is_some_and(|numbers| numbers.split_whitespace().last() == Some(&inside.to_string()))
+        };
+        pids.find(is_it).unwrap_or_else(|| panic!("no process {inside}: {}", self.log()))
+    }
+
+    #[track_caller]
+    pub fn await_log(&self, text: &str) {
+        let until = Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            assert!(Instant::now() < until, "no {text:?} in {}", self.log());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+
     /// What systemd, the supervisor and the daemons have said.
     pub fn log(&self) -> String {
         let read = |name: &str| fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();

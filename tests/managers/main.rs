@@ -4,5 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod container;
 mod machine;
+mod played;
 mod systemd;
