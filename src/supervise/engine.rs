@@ -358,7 +358,8 @@ impl Engine {
 
     /// Watches this daemon from now on; returns whether it is another one than before.
     fn adopt(&mut self, daemon: Daemon) -> bool {
-        if self.daemon.as_ref().is_some_and(|known| known.process == daemon.process) {
+        let is_known = self.daemon.as_ref().is_some_and(|known| known.process == daemon.process);
+        if is_known && self.daemon.as_ref().is_some_and(|known| known.program.is_some()) {
             return false;
         }
         self.former.retain(|former| former.process != daemon.process);
@@ -368,7 +369,11 @@ impl Engine {
             self.kept.truncate(KEPT_MAX);
         }
         let before = self.daemon.replace(daemon);
-        self.former.extend(before.filter(|before| !before.is_dead()));
+        if is_known {
+            return true;
+        }
+        // One that was never known to serve is a wrapper of this one.
+        self.former.extend(before.filter(|before| before.program.is_some() && !before.is_dead()));
         true
     }
 
@@ -434,13 +439,6 @@ impl Engine {
         }
         match ready {
             Ok(Some(status)) => {
-                if let Some(mut daemon) = Daemon::open(&status.process) {
-                    daemon.program = Some((PathBuf::from(&status.binary), status.build_id.clone()));
-                    // What was started may be a wrapper, whose end is not the daemon's.
-                    let before = self.daemon.take();
-                    self.adopt(daemon);
-                    drop(before);
-                }
                 self.say("info", &format!("{} is ready", status.process));
                 if let Err(e) = start::note_started(&self.settings, &status) {
                     self.say("warning", &format!("the journal misses a start: {e}"));
