@@ -7,6 +7,7 @@ mod build_id;
 pub mod children;
 pub mod clock;
 pub mod datagram;
+pub mod end;
 pub mod file;
 pub mod format;
 pub mod inherit;
