@@ -5,6 +5,7 @@ pub mod append;
 pub mod bind;
 mod build_id;
 pub mod clock;
+pub mod datagram;
 pub mod file;
 pub mod format;
 pub mod inherit;
