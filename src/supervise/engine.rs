@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use super::manager::Managed;
 use super::start::{self, Kept, Started};
 use super::swap::{self, Link, Order};
 use super::trigger::{self, Asked, ClientId, Clients};
@@ -85,6 +86,7 @@ pub(super) struct Engine {
     pub(super) listeners: Vec<(String, OwnedFd)>,
     signals: Signals,
     pub(super) clients: Clients,
+    pub(super) managed: Managed,
     waker: Arc<Waker>,
     sender: Sender<News>,
     news: Receiver<News>,
@@ -118,6 +120,7 @@ impl Engine {
         own: Own,
         listeners: Vec<(String, OwnedFd)>,
         clients: Clients,
+        managed: Managed,
         machine: Machine,
     ) -> Result<Self> {
         let io = |what: &'static str| move |e| Error::io(what, e);
@@ -134,6 +137,7 @@ impl Engine {
             listeners,
             signals,
             clients,
+            managed,
             waker: Arc::new(Waker::new().map_err(io("make an eventfd"))?),
             sender,
             news,
@@ -166,10 +170,12 @@ impl Engine {
             self.wait()?;
             self.take_signals();
             self.take_news();
+            self.hear_daemon();
             self.look_at_processes();
             self.take_requests();
             self.expire();
             self.extend();
+            self.managed.tick();
         }
         self.end()
     }
@@ -182,11 +188,19 @@ impl Engine {
         let mut wanted: Vec<(BorrowedFd<'_>, Want)> =
             vec![(self.signals.as_fd(), Want::Read), (self.waker.as_fd(), Want::Read)];
         wanted.extend(self.daemons().map(|daemon| (daemon.pidfd.as_fd(), Want::Read)));
+        // What it says before it is known waits.
+        wanted.extend(self.daemon.as_ref().and(self.managed.private()).map(|fd| (fd, Want::Read)));
         wanted.extend(self.clients.wanted());
         let extend = self.is_slow().then_some(self.extended + EXTEND);
         let timers = self.timers.iter().map(|(_, at)| *at);
-        let deadline = timers.chain(self.clients.wake_at()).chain(extend).min();
+        let deadline = timers.chain(self.clients.wake_at()).chain(self.managed.wake_at()).chain(extend).min();
         poll::wait(&wanted, deadline).map(drop).map_err(|e| Error::io("wait for signals and clients", e))
+    }
+
+    fn hear_daemon(&mut self) {
+        if let Some(daemon) = &self.daemon {
+            self.managed.hear(daemon.process.pid);
+        }
     }
 
     fn daemons(&self) -> impl Iterator<Item = &Daemon> {
@@ -367,7 +381,8 @@ impl Engine {
     // ---- Starting.
 
     fn start(&mut self) {
-        let settings = self.settings.clone();
+        self.managed.expect_ready();
+        let settings = self.managed.for_daemon(&self.settings);
         let copies: Result<Vec<_>> = self.listeners.iter().map(start::copy).collect();
         let kept = std::mem::take(&mut self.kept);
         let listeners = match copies {
@@ -417,7 +432,8 @@ impl Engine {
     fn await_ready(&mut self) {
         let (settings, over) = (self.settings.clone(), Arc::new(AtomicBool::new(false)));
         self.awaits = Some(Arc::clone(&over));
-        self.work(move || News::Ready(start::await_ready(&settings, &over)));
+        let said_ready = self.managed.said_ready();
+        self.work(move || News::Ready(start::await_ready(&settings, &said_ready, &over)));
     }
 
     fn ready(&mut self, ready: Result<Option<crate::proto::wire::Status>>) {
@@ -763,7 +779,7 @@ impl Engine {
             listeners: self.listeners.iter().map(start::copy).collect::<Result<_>>()?,
             program,
             args: task.args.clone().unwrap_or_else(|| settings.args.clone()),
-            env: start::variables(settings),
+            env: start::variables(&self.managed.for_daemon(settings)),
             directory: settings.directory.clone(),
             limits: settings.limits.clone(),
             bake,
@@ -864,7 +880,8 @@ impl Engine {
         }
         let program =
             trigger::open_program(&self.settings, Some(&spawn.binary), crate::sys::unix::effective_uid())?;
-        let (pid, leader) = start::start_successor(&self.settings, &self.listeners, program, spawn, channel)
+        let settings = self.managed.for_daemon(&self.settings);
+        let (pid, leader) = start::start_successor(&settings, &self.listeners, program, spawn, channel)
             .map_err(|e| e.to_string())?;
         self.say(
             "info",
@@ -947,7 +964,7 @@ impl Engine {
             .map_or("nobody serves".to_owned(), |daemon| format!("{} serves", daemon.process));
         match word {
             Word::Ready => {
-                notify::tell_ready(&status);
+                self.managed.ready(&self.listeners, &status);
                 if let Some(number) = self.settings.ready_fd.take()
                     && let Err(e) = notify::say_ready(number)
                 {
@@ -957,9 +974,9 @@ impl Engine {
                     );
                 }
             }
-            Word::Reloading => notify::tell_reloading(),
-            Word::Reloaded => notify::tell_ready(&status),
-            Word::Stopping => notify::tell("STOPPING=1\nSTATUS=the daemon drains"),
+            Word::Reloading => self.managed.reloading(&status),
+            Word::Reloaded => self.managed.ready(&self.listeners, &status),
+            Word::Stopping => self.managed.stopping("the daemon drains"),
         }
     }
 
@@ -971,7 +988,7 @@ impl Engine {
     fn extend(&mut self) {
         if self.is_slow() && self.extended.elapsed() >= EXTEND {
             self.extended = Instant::now();
-            notify::tell(&format!("EXTEND_TIMEOUT_USEC={}", (EXTEND * 5).as_micros()));
+            self.managed.manager().extend_timeout(EXTEND * 5);
         }
     }
 
