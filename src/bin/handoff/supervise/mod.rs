@@ -7,15 +7,18 @@ mod show;
 mod source;
 mod start;
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 
 use clap::ValueHint;
 use handoff::listen::Listen;
-use handoff::supervise::Settings;
+use handoff::supervise::{self, Ended, Own, Settings};
+use handoff::sys::end;
 use serde::Serialize;
 
 use crate::exit::{self, Exit};
-use crate::{logging, out};
+use crate::{link, logging, out};
 
 use faults::Fault;
 pub use load::is_supervisor;
@@ -163,6 +166,33 @@ fn check(sources: &Sources, json: bool) -> anyhow::Result<Exit> {
 }
 
 fn supervise(settings: Settings, sources: Sources) -> anyhow::Result<Exit> {
-    let _ = (settings, sources.reload());
-    anyhow::bail!("the engine is not there yet")
+    let program = link::own_program()?;
+    let say = |level: &str, text: &str| out::say("supervise", level, text);
+    let own = Own::new(env!("CARGO_PKG_VERSION"), program, move || sources.reload(), say);
+    match supervise::run(settings, own).map_err(|e| exit::attempt(e, "supervise the daemon"))? {
+        Ended::Stopped => Ok(Exit::Done),
+        Ended::Followed(Some(status)) => follow(status),
+        Ended::Followed(None) => {
+            out::say(
+                "supervise",
+                "fatal",
+                "the daemon has ended, and how is not known: it was no child of this process",
+            );
+            Ok(Exit::NothingServing)
+        }
+        Ended::Blocked(who) => {
+            out::say("supervise", "fatal", &format!("unable to start the daemon: {who}"));
+            Ok(Exit::Refused)
+        }
+    }
+}
+
+/// Ends as the daemon did.
+fn follow(status: ExitStatus) -> ! {
+    if let Some(signal) = status.signal() {
+        end::die_of_number(signal);
+        // It did not kill this process, as a real-time signal without a name may not.
+        std::process::exit(128 + signal);
+    }
+    std::process::exit(status.code().expect("what was not killed by a signal has exited"))
 }
