@@ -112,6 +112,16 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     }
 }
 
+/// Reads and checks a configuration alone.
+///
+/// # Errors
+///
+/// Everything that is wrong, each a phrase that reads after "unable to".
+pub fn read(config: &std::path::Path) -> Result<Settings, Vec<String>> {
+    let sources = Sources { config: Some(config.to_owned()), flags: Flags::default() };
+    sources.load(|_| Binary::Needed).map_err(|faults| faults.iter().map(Fault::to_string).collect())
+}
+
 fn sources(args: Args) -> Sources {
     Sources {
         config: args.config,
