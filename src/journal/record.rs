@@ -557,6 +557,7 @@ mod tests {
             "\n"
         );
         assert_eq!(String::from_utf8(measured.encode()).unwrap(), line);
+        assert_eq!(round_trip(&measured), measured);
         let header = Header { format: 1, file: "f".into(), rotated_from: None, wall_ms: 5 };
         let line = concat!(
             r#"{"crc":"bcd459b7","journal":"handoff","format":1,"file":"f","rotated_from":null,"wall_ms":5}"#,
@@ -618,13 +619,7 @@ mod tests {
                 build_id: "v2".into(),
                 gap_us: Some(312),
             },
-            Event::RolledBack { reason: "died".into(), cause: None },
             Event::RolledBack { reason: "died".into(), cause: Some("successor-lost".into()) },
-            Event::Measured(Measurements {
-                queue_peak: Some(3),
-                overflows: Some(0),
-                ..Measurements::default()
-            }),
             Event::Undecided { detail: "?".into() },
             Event::Recovered { conclusion: "nothing to do".into() },
             Event::Started {
