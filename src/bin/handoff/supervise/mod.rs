@@ -8,7 +8,7 @@ mod source;
 mod start;
 
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use clap::ValueHint;
@@ -81,9 +81,13 @@ pub struct Args {
     #[arg(long)]
     ignore_record: bool,
 
-    /// The daemon's program and its arguments; a name without a slash is looked up in PATH
-    #[arg(value_name = "PROG", trailing_var_arg = true, allow_hyphen_values = true, value_hint = ValueHint::CommandWithArguments, required_unless_present = "config")]
-    words: Vec<String>,
+    /// The daemon's program, instead of binary and args; a name without a slash is looked up in PATH
+    #[arg(value_name = "PROG", value_hint = ValueHint::CommandName, required_unless_present = "config")]
+    program: Option<String>,
+
+    /// Its arguments
+    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true, value_hint = ValueHint::AnyPath)]
+    args: Vec<String>,
 }
 
 const EXAMPLES: &str = "
@@ -111,6 +115,16 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     }
 }
 
+/// Reads and checks a configuration alone.
+///
+/// # Errors
+///
+/// Everything that is wrong, each a phrase that reads after "unable to".
+pub fn read(config: &Path) -> Result<Settings, Vec<String>> {
+    let sources = Sources { config: Some(config.to_owned()), flags: Flags::default() };
+    sources.load(|_| Binary::Needed).map_err(|faults| faults.iter().map(Fault::to_string).collect())
+}
+
 fn sources(args: Args) -> Sources {
     Sources {
         config: args.config,
@@ -122,7 +136,7 @@ fn sources(args: Args) -> Sources {
             listen: args.listen,
             ready_fd: args.ready_fd,
             ignore_record: args.ignore_record,
-            words: args.words,
+            words: args.program.into_iter().chain(args.args).collect(),
         },
     }
 }
@@ -169,30 +183,30 @@ fn supervise(settings: Settings, sources: Sources) -> anyhow::Result<Exit> {
     let program = link::own_program()?;
     let say = |level: &str, text: &str| out::say("supervise", level, text);
     let own = Own::new(env!("CARGO_PKG_VERSION"), program, move || sources.reload(), say);
-    match supervise::run(settings, own).map_err(|e| exit::attempt(e, "supervise the daemon"))? {
-        Ended::Stopped => Ok(Exit::Done),
+    let ended = supervise::run(settings, own).map_err(|e| exit::attempt(e, "supervise the daemon"))?;
+    Ok(match ended {
+        Ended::Stopped => Exit::Done,
         Ended::Followed(Some(status)) => follow(status),
         Ended::Followed(None) => {
             out::say(
                 "supervise",
                 "fatal",
-                "the daemon has ended, and how is not known: it was no child of this process",
+                "the daemon is gone; it was started by another supervisor, so that how it ended is not known",
             );
-            Ok(Exit::NothingServing)
+            Exit::NothingServing
         }
         Ended::Blocked(who) => {
             out::say("supervise", "fatal", &format!("unable to start the daemon: {who}"));
-            Ok(Exit::Refused)
+            Exit::Refused
         }
-    }
+    })
 }
 
-/// Ends as the daemon did.
+/// Ends as the daemon did, so that the policies of a service manager apply to it.
 fn follow(status: ExitStatus) -> ! {
     if let Some(signal) = status.signal() {
         end::die_of_number(signal);
-        // It did not kill this process, as a real-time signal without a name may not.
-        std::process::exit(128 + signal);
     }
-    std::process::exit(status.code().expect("what was not killed by a signal has exited"))
+    // One of the signals that have no name here: as a shell has it.
+    std::process::exit(status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1))
 }
