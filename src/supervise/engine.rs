@@ -27,18 +27,6 @@ use crate::sys::signals::Signals;
 use crate::sys::spawn::Program;
 use crate::sys::{children, tree};
 
-/// What the loop handles. What is not its own goes to the daemon.
-pub(super) const SIGNALS: [Signal; 9] = [
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGHUP,
-    Signal::SIGUSR2,
-    Signal::SIGCHLD,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGWINCH,
-    Signal::SIGALRM,
-];
 /// Between two looks at a handoff that somebody else drives, and at a process that is in the way.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a process that was sent SIGTERM has before SIGKILL, and then from one attempt to the next.
@@ -135,7 +123,7 @@ impl Engine {
         machine: Machine,
     ) -> Result<Self> {
         let io = |what: &'static str| move |e| Error::io(what, e);
-        let signals = Signals::catch(&SIGNALS).map_err(io("catch signals"))?;
+        let signals = Signals::catch().map_err(io("catch signals"))?;
         crate::sys::reexec::release_signals();
         children::adopt_orphans().map_err(io("become the parent of orphans"))?;
         let (sender, news) = channel();
@@ -571,7 +559,14 @@ impl Engine {
     // ---- Signals.
 
     fn take_signals(&mut self) {
-        for signal in self.signals.take() {
+        let mut come: Vec<Signal> = vec![];
+        while let Ok(Some(signal)) = self.signals.try_next() {
+            // Of one kind they are one request, if they come at once.
+            if !come.contains(&signal) {
+                come.push(signal);
+            }
+        }
+        for signal in come {
             match signal {
                 Signal::SIGTERM | Signal::SIGINT => {
                     self.say("info", &format!("asked to stop by {signal}"));
