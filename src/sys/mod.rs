@@ -4,6 +4,7 @@
 pub mod append;
 pub mod bind;
 mod build_id;
+pub mod children;
 pub mod clock;
 pub mod file;
 pub mod format;

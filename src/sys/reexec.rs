@@ -10,8 +10,16 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use super::file;
 use super::program::Program;
 
-/// They wait until the new program says that it can take them.
-const HELD: [Signal; 3] = [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT];
+/// They wait until the new program says that it can take them: a handler does not survive, and without one each of them ends the process.
+const HELD: [Signal; 7] = [
+    Signal::SIGHUP,
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+];
 
 fn held() -> SigSet {
     HELD.into_iter().collect()

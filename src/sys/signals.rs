@@ -5,7 +5,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -132,6 +132,53 @@ extern "C" fn report(signal: i32) {
     // SAFETY: one byte from the stack to a descriptor that is never closed; write(2) is async-signal-safe.
     unsafe { libc::write(fd, std::ptr::from_ref(&byte).cast(), 1) };
     nix::errno::Errno::set_raw(saved);
+}
+
+/// The signals that a long-lived program handles in its loop: each is remembered once until it is taken, so that none is lost in a storm of others and
+/// the handler never waits.
+#[derive(Debug)]
+pub struct Signals(std::fs::File);
+
+/// A bit for each signal that has come.
+static PENDING: AtomicU64 = AtomicU64::new(0);
+
+impl Signals {
+    /// Handles these signals, whether or not they were ignored so far. Only the first call in a process succeeds.
+    ///
+    /// # Errors
+    ///
+    /// AlreadyExists for a second call; what pipe2(2) or sigaction(2) returns.
+    pub fn catch(signals: &[Signal]) -> io::Result<Self> {
+        let (reading, writing) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        publish(writing)?;
+        let action = SigAction::new(SigHandler::Handler(remember), SaFlags::SA_RESTART, SigSet::empty());
+        for &signal in signals {
+            // SAFETY: `remember` only makes a write(2) and touches atomics, all async-signal-safe.
+            unsafe { sigaction(signal, &action) }?;
+        }
+        Ok(Self(reading.into()))
+    }
+
+    /// Returns those that have come since the last call.
+    pub fn take(&mut self) -> Vec<Signal> {
+        let mut bytes = [0; 64];
+        // Emptied before they are looked at: one that comes in between is found now, and the descriptor is readable once too often.
+        while let Ok(1..) = self.0.read(&mut bytes) {}
+        let pending = PENDING.swap(0, Ordering::SeqCst);
+        Signal::iterator().filter(|signal| pending & (1 << (*signal as u32)) != 0).collect()
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+extern "C" fn remember(signal: i32) {
+    PENDING.fetch_or(1 << signal, Ordering::SeqCst);
+    // A pipe that is full is readable, which is all that it is for.
+    report(signal);
 }
 
 #[cfg(test)]
