@@ -127,6 +127,8 @@ pub mod role;
 mod serve;
 mod session;
 pub mod steps;
+#[doc(hidden)]
+pub mod suggest;
 pub mod supervise;
 pub mod supervisor;
 #[doc(hidden)]
