@@ -106,6 +106,7 @@
 //! On Linux. The protocol on the wire, the state machines and what has been proved of them are in ARCHITECTURE.md.
 
 pub mod acceptor;
+pub mod activation;
 pub mod chain;
 mod channel;
 pub mod control;
@@ -120,6 +121,7 @@ pub mod holder;
 pub mod incumbent;
 pub mod journal;
 pub mod listen;
+pub mod metrics;
 pub mod notify;
 pub mod proto;
 mod recover;

@@ -14,7 +14,7 @@ use crate::channel::{Channel, Incoming};
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::fds::{self, Plan};
-use crate::journal::{Actor, Event as Entry, Journal, Requester, Stamp};
+use crate::journal::{Actor, Event as Entry, Journal, Measurements, Requester, Stamp};
 use crate::proto::driver::{Action, Input, Machine, Next, Order, Outcome, Phase, Refusal, Timer};
 use crate::proto::party::{ProcessId, Tree};
 use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Served};
@@ -291,7 +291,9 @@ impl<'a> Drive<'a> {
                 None if self.is_held() && self.holds == Holds::Returning => return Ok(()),
                 None if self.leaves_trial && self.machine.phase == Phase::Baking => {
                     self.tell_journal();
+                    self.measure();
                     self.note_serving();
+                    self.note_measured();
                     return Ok(());
                 }
                 None => self.wait()?,
@@ -1153,6 +1155,20 @@ impl<'a> Drive<'a> {
             self.overflows_before.zip(overflows()).map(|(before, after)| after.saturating_sub(before));
     }
 
+    /// Nobody waits for the journal any more: how it ended is known.
+    fn note_measured(&mut self) {
+        let measured = &self.measured;
+        let drained = self.stopped_us.is_some();
+        self.note(Entry::Measured(Measurements {
+            total_ms: Some(measured.total_ms),
+            conns_at_drain: drained.then_some(measured.conns_at_drain),
+            conns_remaining: drained.then_some(measured.conns_remaining),
+            queue_peak: measured.queue_peak,
+            queue_limit: measured.queue_limit,
+            overflows: measured.overflows,
+        }));
+    }
+
     /// Why it was undone; of a successor that died, the driver alone knows how: it is its parent.
     fn why(&mut self, outcome: &Outcome) -> Option<String> {
         if let Outcome::RolledBack(Reason::SuccessorLost | Reason::LeaseLost) = outcome
@@ -1167,6 +1183,9 @@ impl<'a> Drive<'a> {
 
     fn note_end(&mut self, outcome: &Outcome, why: Option<String>) {
         self.tell_journal();
+        if !matches!(outcome, Outcome::Refused(_)) {
+            self.note_measured();
+        }
         let entry = match outcome {
             Outcome::Committed => Entry::Committed {
                 generation: match self.served {
@@ -1182,7 +1201,8 @@ impl<'a> Drive<'a> {
                 gap_us: self.measured.gap_us,
             },
             Outcome::RolledBack(reason) => {
-                Entry::RolledBack { reason: why.unwrap_or_else(|| reason.to_string()) }
+                let cause = Some(reason.kind().to_owned());
+                Entry::RolledBack { reason: why.unwrap_or_else(|| reason.to_string()), cause }
             }
             Outcome::Retired => Entry::Retired,
             Outcome::Refused(_) => return,

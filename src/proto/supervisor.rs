@@ -267,7 +267,7 @@ impl Machine {
         match input {
             Input::Found(found, lives) => self.on_found(found, lives),
             Input::Started => self.on_started(),
-            Input::Ready if self.phase == P::Starting => self.serve(vec![Disarm(Timer::Readiness)]),
+            Input::Ready if self.phase == P::Starting => self.look(vec![Disarm(Timer::Readiness)]),
             Input::Overtaken if self.phase == P::Starting => self.look(vec![]),
             Input::StartFailed(then) | Input::DaemonLost(then) => self.on_lost(then),
             Input::Asked(job, waits) => self.on_asked(job, waits),

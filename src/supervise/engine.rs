@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,18 +27,6 @@ use crate::sys::signals::Signals;
 use crate::sys::spawn::Program;
 use crate::sys::{children, tree};
 
-/// What the loop handles. What is not its own goes to the daemon.
-pub(super) const SIGNALS: [Signal; 9] = [
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGHUP,
-    Signal::SIGUSR2,
-    Signal::SIGCHLD,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGWINCH,
-    Signal::SIGALRM,
-];
 /// Between two looks at a handoff that somebody else drives, and at a process that is in the way.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a process that was sent SIGTERM has before SIGKILL, and then from one attempt to the next.
@@ -134,7 +121,7 @@ impl Engine {
         machine: Machine,
     ) -> Result<Self> {
         let io = |what: &'static str| move |e| Error::io(what, e);
-        let signals = Signals::catch(&SIGNALS).map_err(io("catch signals"))?;
+        let signals = Signals::catch().map_err(io("catch signals"))?;
         crate::sys::reexec::release_signals();
         children::adopt_orphans().map_err(io("become the parent of orphans"))?;
         let (sender, news) = channel();
@@ -358,7 +345,8 @@ impl Engine {
 
     /// Watches this daemon from now on; returns whether it is another one than before.
     fn adopt(&mut self, daemon: Daemon) -> bool {
-        if self.daemon.as_ref().is_some_and(|known| known.process == daemon.process) {
+        let is_known = self.daemon.as_ref().is_some_and(|known| known.process == daemon.process);
+        if is_known && self.daemon.as_ref().is_some_and(|known| known.program.is_some()) {
             return false;
         }
         self.former.retain(|former| former.process != daemon.process);
@@ -368,7 +356,11 @@ impl Engine {
             self.kept.truncate(KEPT_MAX);
         }
         let before = self.daemon.replace(daemon);
-        self.former.extend(before.filter(|before| !before.is_dead()));
+        if is_known {
+            return true;
+        }
+        // One that was never known to serve is a wrapper of this one.
+        self.former.extend(before.filter(|before| before.program.is_some() && !before.is_dead()));
         true
     }
 
@@ -434,13 +426,6 @@ impl Engine {
         }
         match ready {
             Ok(Some(status)) => {
-                if let Some(mut daemon) = Daemon::open(&status.process) {
-                    daemon.program = Some((PathBuf::from(&status.binary), status.build_id.clone()));
-                    // What was started may be a wrapper, whose end is not the daemon's.
-                    let before = self.daemon.take();
-                    self.adopt(daemon);
-                    drop(before);
-                }
                 self.say("info", &format!("{} is ready", status.process));
                 if let Err(e) = start::note_started(&self.settings, &status) {
                     self.say("warning", &format!("the journal misses a start: {e}"));
@@ -564,7 +549,14 @@ impl Engine {
     // ---- Signals.
 
     fn take_signals(&mut self) {
-        for signal in self.signals.take() {
+        let mut come: Vec<Signal> = vec![];
+        while let Ok(Some(signal)) = self.signals.try_next() {
+            // Of one kind they are one request, if they come at once.
+            if !come.contains(&signal) {
+                come.push(signal);
+            }
+        }
+        for signal in come {
             match signal {
                 Signal::SIGTERM | Signal::SIGINT => {
                     self.say("info", &format!("asked to stop by {signal}"));

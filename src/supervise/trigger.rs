@@ -178,6 +178,10 @@ impl Clients {
             if of_this_user >= max {
                 let reason = format!("user {} has {max} connections already", cred.uid);
                 self.end(id, &Answer::Refused { reason });
+                self.list
+                    .iter_mut()
+                    .filter(|client| client.id == id)
+                    .for_each(|client| client.is_done = true);
             }
         }
     }
@@ -284,19 +288,20 @@ fn check_allowed(settings: &Settings, program: &Program, path: &Path, uid: u32) 
             Err(format!("{} is not the configured program, and no other is allowed", path.display()))
         };
     }
-    let is_allowed = settings.allowed_binaries.iter().any(|allowed| is_in(program, allowed));
+    let is_allowed = settings.allowed_binaries.iter().any(|allowed| is_in(program, allowed, uid));
     is_allowed.then_some(()).ok_or_else(|| format!("{} is none of the allowed programs", path.display()))
 }
 
 /// The file counts, not its name.
-fn is_in(program: &Program, allowed: &Path) -> bool {
+fn is_in(program: &Program, allowed: &Path, uid: u32) -> bool {
     let is_directory = allowed.as_os_str().as_encoded_bytes().ends_with(b"/");
     if !is_directory {
         return Program::open(allowed).is_ok_and(|allowed| same(program, &allowed));
     }
     let (Ok(directory), Ok(resolved)) = (allowed.canonicalize(), program.resolved()) else { return false };
     // A file that was removed has no place any more, and the kernel says so behind its name.
-    resolved.parent() == Some(&directory) && program.same_file(&resolved) && !is_others(&directory)
+    let is_there = resolved.parent() == Some(&directory) && program.same_file(&resolved);
+    is_there && (is_ours(uid) || !is_others(&directory))
 }
 
 fn same(a: &Program, b: &Program) -> bool {

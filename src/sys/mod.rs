@@ -6,6 +6,7 @@ pub mod bind;
 mod build_id;
 pub mod children;
 pub mod clock;
+pub mod datagram;
 pub mod end;
 pub mod file;
 pub mod format;
