@@ -405,9 +405,10 @@ impl Engine {
         self.listeners.extend(started.bound);
         let pid = started.child.id();
         self.say("info", &format!("started {} as pid {pid}", started.program.display()));
-        let copy = started.leader.try_clone();
+        // Before it can be reaped: one that has died already is still somebody, whose end is to be looked at.
+        let (process, copy) = (ProcessId::of(pid), started.leader.try_clone());
         self.lead(pid, started.leader);
-        if let (Ok(process), Ok(pidfd)) = (ProcessId::of(pid), copy) {
+        if let (Ok(process), Ok(pidfd)) = (process, copy) {
             self.adopt(Daemon { process, pidfd, program: None });
         }
         self.feed(Input::Started);

@@ -78,9 +78,13 @@ pub struct Args {
     #[arg(long)]
     ignore_record: bool,
 
-    /// The daemon's program and its arguments; a name without a slash is looked up in PATH
-    #[arg(value_name = "PROG", trailing_var_arg = true, allow_hyphen_values = true, value_hint = ValueHint::CommandWithArguments, required_unless_present = "config")]
-    words: Vec<String>,
+    /// The daemon's program, instead of binary and args; a name without a slash is looked up in PATH
+    #[arg(value_name = "PROG", value_hint = ValueHint::CommandName, required_unless_present = "config")]
+    program: Option<String>,
+
+    /// Its arguments
+    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true, value_hint = ValueHint::AnyPath)]
+    args: Vec<String>,
 }
 
 const EXAMPLES: &str = "
@@ -119,7 +123,7 @@ fn sources(args: Args) -> Sources {
             listen: args.listen,
             ready_fd: args.ready_fd,
             ignore_record: args.ignore_record,
-            words: args.words,
+            words: args.program.into_iter().chain(args.args).collect(),
         },
     }
 }
