@@ -116,6 +116,7 @@ pub mod drainable;
 mod drive;
 pub mod error;
 pub mod fds;
+pub mod health;
 pub mod holder;
 pub mod incumbent;
 pub mod journal;

@@ -27,7 +27,7 @@ use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, Output, Sp
 use crate::sys::poll::{self, Want};
 use crate::sys::process::{PidFd, Signal};
 use crate::sys::spawn::{Image, Program, Spawn};
-use crate::sys::{clock, queue, tree, unix};
+use crate::sys::{children, clock, queue, tree, unix};
 pub(crate) use state::{Inheritance, State, Target};
 
 /// How long an answer that needs no work may take.
@@ -131,14 +131,13 @@ impl<'a> Drive<'a> {
     /// A driver that starts the successor first, and holds nowhere unless it is asked to.
     pub(crate) fn new(
         control: &'a Path,
+        program: Program,
         spec: SpawnSpec,
         listeners: Vec<(String, OwnedFd)>,
         journal: Option<Journal>,
         observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
     ) -> Result<Self> {
         let holds = if spec.step { Holds::Asking } else { Holds::Never };
-        // Opened before anything is asked of the incumbent, and executed by this descriptor.
-        let program = Program::open(&spec.binary)?;
         let mut drive = Self::without_program(control, spec, Order::Warm, listeners, journal, observer)?;
         drive.holds = holds;
         drive.set_program(program);
@@ -203,6 +202,35 @@ impl<'a> Drive<'a> {
             cancelled: false,
             warm: false,
         })
+    }
+
+    /// A driver of a planned stop.
+    pub(crate) fn retiring(
+        control: &'a Path,
+        spec: SpawnSpec,
+        journal: Option<Journal>,
+        observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
+    ) -> Result<Self> {
+        Self::without_program(control, spec, Order::Cold, vec![], journal, observer)
+    }
+
+    /// Has the incumbent drain, seal and end.
+    pub(crate) fn retire(mut self) -> Result<HandoffOutcome> {
+        self.take_lease()?;
+        if self.is_held() {
+            self.note_begun()?;
+        }
+        let rest = [Phase::Prepared, Phase::Drained, Phase::Sealed, Phase::Widowed];
+        for phase in rest {
+            let next = match phase {
+                Phase::Prepared | Phase::Drained => Next::Phase,
+                _ => Next::Retire,
+            };
+            if self.machine.phase == phase {
+                self.go(next)?;
+            }
+        }
+        self.finish()
     }
 
     /// Says what is to be started.
@@ -963,6 +991,7 @@ impl<'a> Drive<'a> {
         image.args = self.spec.args.iter().map(OsString::from).collect();
         // They are a driver's: a daemon, and what it starts one day, would write to another's handoff.
         image.env.retain(|(name, _)| name != ID_VAR && name != JOURNAL_VAR);
+        image.env.retain(|(name, _)| !self.spec.unset.iter().any(|unset| name.as_os_str() == unset.as_str()));
         for (name, value) in &self.spec.env {
             image.env.retain(|(other, _)| other.as_os_str() != name.as_str());
             image.env.push((name.into(), value.into()));
@@ -1250,8 +1279,12 @@ impl Successor {
             tracing::warn!(pid = self.leader.pid(), "the successor does not go: killing it");
         }
         self.kill();
-        // Reaps it; if it still lives, somebody else has to.
-        let _ = self.reap();
+        // If it still lives, somebody else has to reap it.
+        if self.reap().is_none()
+            && let Some(child) = &self.child
+        {
+            children::disown(child.id());
+        }
         None
     }
 
@@ -1280,6 +1313,7 @@ fn put_down(mut child: Child) {
     while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
         std::thread::sleep(TICK_GAP);
     }
+    children::disown(child.id());
 }
 
 fn fetch_stdio(incumbent: &mut Control, deadline: Instant) -> Result<Option<[OwnedFd; 2]>> {

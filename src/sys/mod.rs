@@ -4,8 +4,10 @@
 pub mod append;
 pub mod bind;
 mod build_id;
+pub mod children;
 pub mod clock;
 pub mod datagram;
+pub mod end;
 pub mod file;
 pub mod format;
 pub mod inherit;

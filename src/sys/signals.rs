@@ -241,6 +241,7 @@ mod tests {
         assert_eq!(terminations.wait().unwrap(), Termination::Int);
         assert_eq!(terminations.wait().unwrap(), Termination::Term);
     }
+
     /// Returns whether a signal is ignored, the default, or handled.
     fn disposition(signal: Signal) -> libc::sighandler_t {
         let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();

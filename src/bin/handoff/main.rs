@@ -11,7 +11,6 @@ mod duration;
 mod examples;
 mod exec_successor;
 mod exit;
-mod health;
 mod hold_fds;
 mod journal;
 mod kvd;

@@ -25,6 +25,7 @@ const VARIABLES: [(&str, &str); 6] = [
     ("HANDOFF_CONTROL", "The path of the daemon's control socket; stands in for `--control`."),
     ("HANDOFF_DATA_DIR", "The daemon's data directory; stands in for `--data-dir`."),
     ("HANDOFF_JOURNAL", "The path of the journal; stands in for `--journal`."),
+    ("HANDOFF_TRIGGER", "The path of a supervisor's trigger socket; stands in for `--trigger`."),
     ("HANDOFF_LOG", "What to say on standard error, as for RUST_LOG, which it goes before."),
     ("HANDOFF_TRIGGER", "The path of the supervisor's trigger socket; stands in for `--trigger`."),
     (

@@ -125,7 +125,7 @@ impl Draft {
     }
 
     fn read_paths(&mut self, file: &mut Section<'_>, dir: &Path) {
-        let mut path = |key, expected| file.text(key, expected).map(|text| dir.join(text));
+        let mut path = |key, expected| file.text(key, expected).map(|text| full(dir, &text));
         self.control = path("control_socket", CONTROL);
         self.trigger = path("trigger_socket", "the path of a socket, such as \"/run/kv/trigger\"");
         self.data_dir = path("data_dir", DATA_DIR);
@@ -133,7 +133,7 @@ impl Draft {
         self.directory = path("directory", "the path of a directory");
         self.metrics_file = path("metrics_file", "the path of a file");
         self.binary = file.text("binary", BINARY).map(|text| program(dir, &text));
-        self.args = file.texts("args", "strings").unwrap_or_default();
+        self.args = file.texts("args").unwrap_or_default();
     }
 
     fn read_lengths(&mut self, file: &mut Section<'_>) {
@@ -152,9 +152,8 @@ impl Draft {
     fn read_rights(&mut self, file: &mut Section<'_>, dir: &Path) {
         let uids = file.numbers("allowed_uids", 0, UID_MAX).unwrap_or_default();
         self.allowed_uids = uids.into_iter().filter_map(|uid| u32::try_from(uid).ok()).collect();
-        let binaries =
-            file.texts("allowed_binaries", "paths of programs, or of directories ending in a slash");
-        self.allowed_binaries = binaries.unwrap_or_default().iter().map(|path| dir.join(path)).collect();
+        let binaries = file.texts("allowed_binaries").unwrap_or_default();
+        self.allowed_binaries = binaries.iter().map(|path| full(dir, path)).collect();
         let fd = file.number("ready_fd", FIRST_FREE, i64::from(i32::MAX));
         self.ready_fd = fd.and_then(|fd| i32::try_from(fd).ok());
         self.ignore_record = file.switch("ignore_record").unwrap_or_default();
@@ -200,7 +199,12 @@ pub const BINARY: &str = "the daemon's program, by its path or by its name in PA
 
 /// A name without a slash is looked up in PATH.
 pub fn program(dir: &Path, text: &str) -> PathBuf {
-    if text.contains('/') { dir.join(text) } else { text.into() }
+    if text.contains('/') { full(dir, text) } else { text.into() }
+}
+
+fn full(dir: &Path, text: &str) -> PathBuf {
+    let path = dir.join(text);
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// What the supervisor sets itself in the daemon's environment, or takes out of it.
@@ -260,7 +264,8 @@ fn tried(listener: &mut Section<'_>, key: &str, line: &str) -> Option<Listen> {
                 .strip_prefix("listener ")
                 .and_then(|text| text.split_once(": "))
                 .map_or(&*text, |(_, text)| text);
-            listener.fault(key, text);
+            let what = if key == "addr" { "address" } else { "option of this socket" };
+            listener.fault(key, format!("no {what}: {text}"));
             None
         }
     }
@@ -285,11 +290,11 @@ fn absolute(addr: &str, dir: &Path) -> String {
         if let Some(path) =
             addr.strip_prefix(scheme).filter(|path| !path.is_empty() && !path.starts_with('@'))
         {
-            return format!("{scheme}{}", dir.join(path).display());
+            return format!("{scheme}{}", full(dir, path).display());
         }
     }
     match addr.starts_with("./") {
-        true => dir.join(addr).display().to_string(),
+        true => full(dir, addr).display().to_string(),
         false => addr.to_owned(),
     }
 }

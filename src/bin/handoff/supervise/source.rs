@@ -199,7 +199,11 @@ impl<'a> Section<'a> {
             DeValue::Integer(number) => Some(integer(number).map_or(f64::INFINITY, |n| n as f64)),
             _ => None,
         })?;
-        if seconds.is_nan() || seconds.is_infinite() || seconds > LONGEST.as_secs_f64() {
+        if seconds.is_nan() {
+            self.fault(key, "expected a number of seconds, such as 25 or 0.5, not nan");
+            return None;
+        }
+        if seconds > LONGEST.as_secs_f64() {
             let most = LONGEST.as_secs();
             self.fault(key, format!("expected at most {most} seconds, which is ten years, not {seconds}"));
             return None;
@@ -222,14 +226,12 @@ impl<'a> Section<'a> {
     }
 
     /// Reads a list of texts.
-    pub fn texts(&mut self, key: &str, expected: &str) -> Option<Vec<String>> {
-        self.each(key, &format!("a list of {expected}"), |section, key, value| {
-            match value.as_str().map(str::to_owned) {
-                Some(text) => section.without_nul(key, text),
-                None => {
-                    section.fault(key, format!("expected one of {expected}, not {}", shown(value)));
-                    None
-                }
+    pub fn texts(&mut self, key: &str) -> Option<Vec<String>> {
+        self.each(key, "a list of strings", |section, key, value| match value.as_str().map(str::to_owned) {
+            Some(text) => section.without_nul(key, text),
+            None => {
+                section.fault(key, format!("expected a string, not {}", shown(value)));
+                None
             }
         })
     }
