@@ -101,6 +101,8 @@ pub(super) struct Engine {
     pub(super) queue: VecDeque<Task>,
     running: Option<Running>,
     pub(super) reexec: Option<Task>,
+    /// What clients are told once it is known who serves: whoever asks next finds that.
+    verdicts: Vec<(ClientId, Answer)>,
     /// Stops waiting for readiness.
     awaits: Option<Arc<AtomicBool>>,
     failure: Option<Error>,
@@ -148,6 +150,7 @@ impl Engine {
             queue: VecDeque::new(),
             running: None,
             reexec: None,
+            verdicts: vec![],
             awaits: None,
             failure: None,
             restarts: vec![],
@@ -340,7 +343,14 @@ impl Engine {
         if answer.found == Found::Serving && !self.former.is_empty() {
             self.feed(Input::Lingers);
         }
+        self.tell_verdicts();
         self.feed(Input::Found(answer.found, lives));
+    }
+
+    fn tell_verdicts(&mut self) {
+        for (client, verdict) in std::mem::take(&mut self.verdicts) {
+            self.clients.end(client, &verdict);
+        }
     }
 
     /// Watches this daemon from now on; returns whether it is another one than before.
@@ -395,9 +405,10 @@ impl Engine {
         self.listeners.extend(started.bound);
         let pid = started.child.id();
         self.say("info", &format!("started {} as pid {pid}", started.program.display()));
-        let copy = started.leader.try_clone();
+        // Before it can be reaped: one that has died already is still somebody, whose end is to be looked at.
+        let (process, copy) = (ProcessId::of(pid), started.leader.try_clone());
         self.lead(pid, started.leader);
-        if let (Ok(process), Ok(pidfd)) = (ProcessId::of(pid), copy) {
+        if let (Ok(process), Ok(pidfd)) = (process, copy) {
             self.adopt(Daemon { process, pidfd, program: None });
         }
         self.feed(Input::Started);
@@ -740,7 +751,9 @@ impl Engine {
             self.clients.tell(client, &Answer::Started {}, &[]);
         }
         let link = Link::default();
-        let order = task.program.take().map(|program| self.order(program, &task));
+        // Another turn may be needed, where somebody else has the lease.
+        let copy = task.program.as_ref().and_then(|program| program.try_clone().ok());
+        let order = std::mem::replace(&mut task.program, copy).map(|program| self.order(program, &task));
         self.running = Some(Running { task, link: link.clone() });
         match order {
             Some(Ok(order)) => self.work(move || News::Swapped(order.run(&link))),
@@ -822,7 +835,7 @@ impl Engine {
     }
 
     /// Returns a task that is to wait for somebody else's handoff.
-    fn report(&mut self, outcome: &HandoffOutcome, mut task: Task) -> Option<Task> {
+    fn report(&mut self, outcome: &HandoffOutcome, task: Task) -> Option<Task> {
         let why = outcome.abort_reason.as_ref().map_or(String::new(), |why| format!(": {why}"));
         let pid = outcome.pid.map_or(String::new(), |pid| format!(", pid {pid} serves"));
         let level = if outcome.committed { "info" } else { "warning" };
@@ -834,16 +847,12 @@ impl Engine {
             _ => None,
         };
         match (busy, task.client) {
-            (Some(_), _) if task.queue => {
-                let opened = outcome.binary.as_ref().map(|path| Program::open(path));
-                task.program = opened.and_then(Result::ok);
-                return task.program.is_some().then_some(task);
-            }
+            (Some(_), _) if task.queue && task.program.is_some() => return Some(task),
             (Some((handoff, phase, age_ms)), Some(client)) => {
                 let answer = Answer::Busy { doing: phase, handoff: Some(handoff), age_ms };
                 self.clients.end(client, &answer);
             }
-            (None, Some(client)) => self.clients.end(client, &Answer::Verdict(Box::new(outcome.into()))),
+            (None, Some(client)) => self.verdicts.push((client, Answer::Verdict(Box::new(outcome.into())))),
             (_, None) => {}
         }
         None
@@ -978,6 +987,7 @@ impl Engine {
     fn end(mut self) -> Result<Ended> {
         let how = self.exit.unwrap_or(How::Stopped);
         self.reap();
+        self.tell_verdicts();
         self.clients.close(Instant::now() + FAREWELL);
         match how {
             How::Stopped => Ok(Ended::Stopped),

@@ -21,7 +21,7 @@ const MANUAL: &str = "Handoff Manual";
 const BACKGROUND: [&str; 2] = ["handoff-chain(7)", "handoff-protocol(7)"];
 
 /// What a variable that stands in for an option is for.
-const VARIABLES: [(&str, &str); 6] = [
+const VARIABLES: [(&str, &str); 7] = [
     ("HANDOFF_CONTROL", "The path of the daemon's control socket; stands in for `--control`."),
     ("HANDOFF_DATA_DIR", "The daemon's data directory; stands in for `--data-dir`."),
     ("HANDOFF_JOURNAL", "The path of the journal; stands in for `--journal`."),

@@ -11,7 +11,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
-use anyhow::Context;
 use clap::ValueHint;
 use handoff::listen::Listen;
 use handoff::supervise::{self, Ended, Own, Settings};
@@ -19,7 +18,7 @@ use handoff::sys::end;
 use serde::Serialize;
 
 use crate::exit::{self, Exit};
-use crate::{logging, out};
+use crate::{link, logging, out};
 
 use faults::Fault;
 pub use load::is_supervisor;
@@ -181,7 +180,7 @@ fn check(sources: &Sources, json: bool) -> anyhow::Result<Exit> {
 }
 
 fn supervise(settings: Settings, sources: Sources) -> anyhow::Result<Exit> {
-    let program = std::env::current_exe().context("find this program")?;
+    let program = link::own_program()?;
     let say = |level: &str, text: &str| out::say("supervise", level, text);
     let own = Own::new(env!("CARGO_PKG_VERSION"), program, move || sources.reload(), say);
     let ended = supervise::run(settings, own).map_err(|e| exit::attempt(e, "supervise the daemon"))?;
