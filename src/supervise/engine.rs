@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use super::metrics::{Figures, Textfile};
 use super::start::{self, Kept, Started};
 use super::swap::{self, Link, Order};
 use super::trigger::{self, Asked, ClientId, Clients};
@@ -50,6 +51,7 @@ pub(super) enum News {
     Swapped(Result<HandoffOutcome>),
     Retired(Result<HandoffOutcome>),
     Rehearsed(Result<Program>),
+    Metrics(Result<()>),
 }
 
 /// Something that was asked for, and is to be done in its turn.
@@ -109,6 +111,7 @@ pub(super) struct Engine {
     pub(super) swaps: Vec<(String, u64)>,
     detail: String,
     extended: Instant,
+    metrics: Textfile,
     exit: Option<How>,
 }
 
@@ -155,6 +158,7 @@ impl Engine {
             swaps: vec![],
             detail: String::new(),
             extended: now,
+            metrics: Textfile::new(),
             exit: None,
         })
     }
@@ -170,6 +174,7 @@ impl Engine {
             self.take_requests();
             self.expire();
             self.extend();
+            self.write_metrics();
         }
         self.end()
     }
@@ -185,7 +190,8 @@ impl Engine {
         wanted.extend(self.clients.wanted());
         let extend = self.is_slow().then_some(self.extended + EXTEND);
         let timers = self.timers.iter().map(|(_, at)| *at);
-        let deadline = timers.chain(self.clients.wake_at()).chain(extend).min();
+        let metrics = self.settings.metrics_file.as_ref().and_then(|_| self.metrics.wake_at());
+        let deadline = timers.chain(self.clients.wake_at()).chain(extend).chain(metrics).min();
         poll::wait(&wanted, deadline).map(drop).map_err(|e| Error::io("wait for signals and clients", e))
     }
 
@@ -201,6 +207,10 @@ impl Engine {
         if was != self.machine.phase {
             tracing::debug!(from = was.name(), to = self.machine.phase.name(), ?input, "supervisor");
             self.since = Instant::now();
+        }
+        if was != self.machine.phase && self.machine.phase == Phase::Serving {
+            // It was started, or a swap has ended.
+            self.metrics.hurry();
         }
         self.perform_all(actions);
     }
@@ -298,6 +308,7 @@ impl Engine {
                 News::Swapped(swapped) => self.swapped(swapped),
                 News::Retired(retired) => self.retired(retired),
                 News::Rehearsed(rehearsed) => self.rehearsed(rehearsed),
+                News::Metrics(written) => self.metrics.written(written, self.own.say),
             }
         }
     }
@@ -715,6 +726,18 @@ impl Engine {
                 self.refuse(client, "the supervisor stops".to_owned());
             }
         }
+    }
+
+    fn write_metrics(&mut self) {
+        let Some(path) = self.settings.metrics_file.clone().filter(|_| self.metrics.is_due()) else { return };
+        let figures = Figures {
+            path,
+            control: self.settings.control.clone(),
+            data_dir: self.settings.data_dir.clone(),
+            journal: self.settings.journal.clone(),
+            state: self.state(),
+        };
+        self.work(move || News::Metrics(figures.write()));
     }
 
     fn state(&self) -> State {

@@ -3,6 +3,7 @@
 
 pub mod client;
 mod engine;
+mod metrics;
 mod reexec;
 mod start;
 mod swap;
