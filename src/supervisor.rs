@@ -40,8 +40,6 @@ pub struct SpawnSpec {
     pub args: Vec<String>,
     /// Variables to set in its environment, which is otherwise this process's.
     pub env: Vec<(String, String)>,
-    /// Variables of this process's environment that it does not get.
-    pub unset: Vec<String>,
     /// How long the incumbent may take to finish what is in flight.
     pub drain_grace: Duration,
     /// From the moment the successor is warm to the latest moment of a grant.
@@ -85,7 +83,6 @@ impl Default for SpawnSpec {
             binary: PathBuf::new(),
             args: vec![],
             env: vec![],
-            unset: vec![],
             drain_grace: Duration::from_secs(25),
             deadline: Duration::from_secs(60),
             warm_up: Duration::from_secs(600),

@@ -942,7 +942,6 @@ impl<'a> Drive<'a> {
         image.args = self.spec.args.iter().map(OsString::from).collect();
         // They are a driver's: a daemon, and what it starts one day, would write to another's handoff.
         image.env.retain(|(name, _)| name != ID_VAR && name != JOURNAL_VAR);
-        image.env.retain(|(name, _)| !self.spec.unset.iter().any(|unset| name.as_os_str() == unset.as_str()));
         for (name, value) in &self.spec.env {
             image.env.retain(|(other, _)| other.as_os_str() != name.as_str());
             image.env.push((name.into(), value.into()));

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use super::start::{self, Kept, Started};
+use super::start::{self, Kept, Started, Wait};
 use super::swap::{self, Link, Order};
 use super::trigger::{self, Asked, ClientId, Clients};
 use super::who::{self, Daemon, Question};
@@ -16,7 +16,7 @@ use super::wire::{Answer, Request, State, Swap};
 use super::{Ended, Own, Policy, Settings, reexec};
 use crate::error::{Error, Result};
 use crate::health::Check;
-use crate::notify;
+use crate::notify::{self, Manager, Notice, Private};
 use crate::proto::driver::{Outcome, Refusal};
 use crate::proto::party::Tree;
 use crate::proto::supervisor::{Action, Force, Found, How, Input, Job, Machine, Phase, Then, Timer, Word};
@@ -77,6 +77,13 @@ pub(super) struct Leader {
     pub pidfd: PidFd,
 }
 
+/// How this process talks to its service manager, and the daemon to this process.
+#[derive(Debug)]
+pub(super) struct Ways {
+    pub manager: Manager,
+    pub private: Private,
+}
+
 pub(super) struct Engine {
     pub(super) settings: Settings,
     pub(super) own: Own,
@@ -84,6 +91,11 @@ pub(super) struct Engine {
     since: Instant,
     pub(super) listeners: Vec<(String, OwnedFd)>,
     signals: Signals,
+    pub(super) manager: Manager,
+    /// Where the daemon talks as to a service manager.
+    pub(super) private: Private,
+    /// The sockets that the manager keeps, by name.
+    stored: Vec<String>,
     pub(super) clients: Clients,
     waker: Arc<Waker>,
     sender: Sender<News>,
@@ -104,13 +116,14 @@ pub(super) struct Engine {
     /// What clients are told once it is known who serves: whoever asks next finds that.
     verdicts: Vec<(ClientId, Answer)>,
     /// Stops waiting for readiness.
-    awaits: Option<Arc<AtomicBool>>,
+    awaits: Option<Arc<Wait>>,
     failure: Option<Error>,
     pub(super) restarts: Vec<Instant>,
     pub(super) restarts_total: u32,
     pub(super) swaps: Vec<(String, u64)>,
     detail: String,
     extended: Instant,
+    patted: Instant,
     exit: Option<How>,
 }
 
@@ -121,6 +134,7 @@ impl Engine {
         listeners: Vec<(String, OwnedFd)>,
         clients: Clients,
         machine: Machine,
+        ways: Ways,
     ) -> Result<Self> {
         let io = |what: &'static str| move |e| Error::io(what, e);
         let signals = Signals::catch().map_err(io("catch signals"))?;
@@ -135,6 +149,9 @@ impl Engine {
             since: now,
             listeners,
             signals,
+            manager: ways.manager,
+            private: ways.private,
+            stored: vec![],
             clients,
             waker: Arc::new(Waker::new().map_err(io("make an eventfd"))?),
             sender,
@@ -158,6 +175,7 @@ impl Engine {
             swaps: vec![],
             detail: String::new(),
             extended: now,
+            patted: now,
             exit: None,
         })
     }
@@ -171,8 +189,9 @@ impl Engine {
             self.take_news();
             self.look_at_processes();
             self.take_requests();
+            self.take_notices();
             self.expire();
-            self.extend();
+            self.keep_manager_patient();
         }
         self.end()
     }
@@ -185,10 +204,14 @@ impl Engine {
         let mut wanted: Vec<(BorrowedFd<'_>, Want)> =
             vec![(self.signals.as_fd(), Want::Read), (self.waker.as_fd(), Want::Read)];
         wanted.extend(self.daemons().map(|daemon| (daemon.pidfd.as_fd(), Want::Read)));
+        wanted.push((self.private.as_fd(), Want::Read));
         wanted.extend(self.clients.wanted());
         let extend = self.is_slow().then_some(self.extended + EXTEND);
+        // What it does not take at once waits for it here.
+        let flush = (!self.manager.flush()).then(|| Instant::now() + LOOK);
+        let pat = self.manager.watchdog_interval().map(|interval| self.patted + interval);
         let timers = self.timers.iter().map(|(_, at)| *at);
-        let deadline = timers.chain(self.clients.wake_at()).chain(extend).min();
+        let deadline = timers.chain(self.clients.wake_at()).chain(extend).chain(pat).chain(flush).min();
         poll::wait(&wanted, deadline).map(drop).map_err(|e| Error::io("wait for signals and clients", e))
     }
 
@@ -333,6 +356,7 @@ impl Engine {
         }
         self.detail = detail;
         self.listeners.extend(answer.listeners);
+        self.store();
         let adopted = answer.daemon.map(|daemon| self.adopt(daemon));
         let lives = self.daemon.as_ref().is_some_and(|daemon| !daemon.is_dead());
         if let (Found::Serving, Some(true), Some(daemon)) = (answer.found, adopted, &self.daemon) {
@@ -384,7 +408,8 @@ impl Engine {
             Ok(listeners) => listeners,
             Err(e) => return self.started(Err(e)),
         };
-        self.work(move || News::Started(start::start(&settings, &listeners, &kept)));
+        let notify = self.private.var();
+        self.work(move || News::Started(start::start(&settings, &listeners, &kept, notify)));
     }
 
     fn started(&mut self, started: Result<Started>) {
@@ -403,6 +428,7 @@ impl Engine {
         }
         self.failure = None;
         self.listeners.extend(started.bound);
+        self.store();
         let pid = started.child.id();
         self.say("info", &format!("started {} as pid {pid}", started.program.display()));
         // Before it can be reaped: one that has died already is still somebody, whose end is to be looked at.
@@ -426,9 +452,9 @@ impl Engine {
     }
 
     fn await_ready(&mut self) {
-        let (settings, over) = (self.settings.clone(), Arc::new(AtomicBool::new(false)));
-        self.awaits = Some(Arc::clone(&over));
-        self.work(move || News::Ready(start::await_ready(&settings, &over)));
+        let (settings, wait) = (self.settings.clone(), Arc::new(Wait::default()));
+        self.awaits = Some(Arc::clone(&wait));
+        self.work(move || News::Ready(start::await_ready(&settings, &wait)));
     }
 
     fn ready(&mut self, ready: Result<Option<crate::proto::wire::Status>>) {
@@ -473,8 +499,8 @@ impl Engine {
         let ended = daemon.pidfd.try_reap().ok().flatten();
         self.lost =
             ended.or_else(|| self.ends.iter().rev().find(|(other, _)| *other == pid).map(|(_, end)| *end));
-        if let Some(over) = self.awaits.take() {
-            over.store(true, Ordering::Relaxed);
+        if let Some(wait) = self.awaits.take() {
+            wait.over.store(true, Ordering::Relaxed);
         }
         let how = self.lost.map_or("it is not known how".to_owned(), |status| status.to_string());
         let expected = matches!(self.machine.phase, Phase::Swapping | Phase::Stopping | Phase::Ending);
@@ -776,7 +802,7 @@ impl Engine {
             listeners: self.listeners.iter().map(start::copy).collect::<Result<_>>()?,
             program,
             args: task.args.clone().unwrap_or_else(|| settings.args.clone()),
-            env: start::variables(settings),
+            env: self.variables(),
             directory: settings.directory.clone(),
             limits: settings.limits.clone(),
             bake,
@@ -873,8 +899,15 @@ impl Engine {
         }
         let program =
             trigger::open_program(&self.settings, Some(&spawn.binary), crate::sys::unix::effective_uid())?;
-        let (pid, leader) = start::start_successor(&self.settings, &self.listeners, program, spawn, channel)
-            .map_err(|e| e.to_string())?;
+        let (pid, leader) = start::start_successor(
+            &self.settings,
+            &self.listeners,
+            program,
+            spawn,
+            channel,
+            self.private.var(),
+        )
+        .map_err(|e| e.to_string())?;
         self.say(
             "info",
             &format!("started {} as pid {pid} for handoff {}", spawn.binary.display(), spawn.handoff),
@@ -950,13 +983,10 @@ impl Engine {
     }
 
     fn tell(&mut self, word: Word) {
-        let status = self
-            .daemon
-            .as_ref()
-            .map_or("nobody serves".to_owned(), |daemon| format!("{} serves", daemon.process));
+        let status = self.status();
         match word {
             Word::Ready => {
-                notify::tell_ready(&status);
+                self.manager.ready(&status);
                 if let Some(number) = self.settings.ready_fd.take()
                     && let Err(e) = notify::say_ready(number)
                 {
@@ -966,9 +996,53 @@ impl Engine {
                     );
                 }
             }
-            Word::Reloading => notify::tell_reloading(),
-            Word::Reloaded => notify::tell_ready(&status),
-            Word::Stopping => notify::tell("STOPPING=1\nSTATUS=the daemon drains"),
+            Word::Reloading => self.manager.reloading(&status),
+            Word::Reloaded => self.manager.ready(&status),
+            Word::Stopping => self.manager.stopping("the daemon drains"),
+        }
+    }
+
+    fn status(&self) -> String {
+        match &self.daemon {
+            Some(daemon) => format!("{}: {}", self.machine.phase.name(), daemon.process),
+            None => self.machine.phase.name().to_owned(),
+        }
+    }
+
+    /// Has the service manager keep what is not kept yet: the sockets outlive this process and the daemon then.
+    fn store(&mut self) {
+        let new: Vec<(&str, BorrowedFd<'_>)> = self
+            .listeners
+            .iter()
+            .filter(|(name, _)| !self.stored.contains(name))
+            .map(|(name, fd)| (name.as_str(), fd.as_fd()))
+            .collect();
+        if let Err(e) = self.manager.store(new) {
+            self.say("warning", &format!("unable to give the sockets to the service manager: {e}"));
+        }
+        self.stored = self.listeners.iter().map(|(name, _)| name.clone()).collect();
+    }
+
+    /// What the daemon says as to a service manager is passed on, where it is about the service.
+    fn take_notices(&mut self) {
+        while let Ok(Some(notice)) = self.private.receive() {
+            let is_daemons = self.daemon.iter().any(|daemon| notice.is_from(daemon.process.pid))
+                || self.leaders.iter().any(|leader| notice.is_from(leader.pid));
+            if is_daemons {
+                self.pass_notice_on(&notice);
+            }
+        }
+    }
+
+    fn pass_notice_on(&self, notice: &Notice) {
+        if let Some(wait) = self.awaits.as_ref().filter(|_| notice.ready) {
+            wait.said.store(true, Ordering::Relaxed);
+        }
+        if let Some(status) = &notice.status {
+            self.manager.status(status);
+        }
+        if let Some(by) = notice.extend_timeout {
+            self.manager.extend_timeout(by);
         }
     }
 
@@ -976,12 +1050,24 @@ impl Engine {
         matches!(self.machine.phase, Phase::Stopping | Phase::Ending | Phase::Swapping | Phase::Starting)
     }
 
-    /// A service manager that waits for a stop or a start would lose patience.
-    fn extend(&mut self) {
-        if self.is_slow() && self.extended.elapsed() >= EXTEND {
-            self.extended = Instant::now();
-            notify::tell(&format!("EXTEND_TIMEOUT_USEC={}", (EXTEND * 5).as_micros()));
+    /// A service manager that waits for a stop or a start would lose patience, and one that watches would take this for stuck.
+    fn keep_manager_patient(&mut self) {
+        let now = Instant::now();
+        if self.is_slow() && self.extended + EXTEND <= now {
+            self.extended = now;
+            self.manager.extend_timeout(EXTEND * 5);
         }
+        if self.manager.watchdog_interval().is_some_and(|interval| self.patted + interval <= now) {
+            self.patted = now;
+            self.manager.watchdog();
+        }
+    }
+
+    /// What a successor's environment has besides this process's.
+    fn variables(&self) -> Vec<(String, String)> {
+        let (name, value) = self.private.var();
+        let notify = (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned());
+        std::iter::once(notify).chain(start::variables(&self.settings)).collect()
     }
 
     fn end(mut self) -> Result<Ended> {
