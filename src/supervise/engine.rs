@@ -345,6 +345,10 @@ impl Engine {
         if self.machine.phase != Phase::Inquiring {
             return;
         }
+        if answer.daemon.as_ref().is_some_and(Daemon::is_dead) {
+            // It was true when it was asked.
+            return self.inquire();
+        }
         if let Some(recovered) = &answer.recovered {
             let ended = crate::recover::reason_of(&recovered.outcome)
                 .unwrap_or_else(|| recovered.outcome.name().to_owned());
@@ -360,6 +364,10 @@ impl Engine {
         self.detail = detail;
         self.listeners.extend(answer.listeners);
         let adopted = answer.daemon.map(|daemon| self.adopt(daemon));
+        // That one has ended comes before that nobody serves: it says what is to be done about it.
+        if self.daemon.as_ref().is_some_and(Daemon::is_dead) {
+            self.daemon_lost();
+        }
         let lives = self.daemon.as_ref().is_some_and(|daemon| !daemon.is_dead());
         if let (Found::Serving, Some(true), Some(daemon)) = (answer.found, adopted, &self.daemon) {
             let binary =
