@@ -18,6 +18,7 @@ use handoff::sys::{clock, datagram, socket};
 
 use crate::common::said::Said;
 use crate::common::{HANDOFF, Lines, PATIENCE, eventually, wait_for_exit};
+use crate::label_of;
 
 /// The watchdog's limit: short enough to be heard of, and long enough for a slow machine, as nobody is killed here.
 const WATCHDOG: Duration = Duration::from_millis(400);
@@ -262,7 +263,8 @@ impl Manager {
         let deadline = Instant::now() + PATIENCE;
         let status =
             Control::connect(self.path("run/control"), "test", deadline).ok()?.status(deadline).ok()?;
-        (status.phase == "serving" && status.handoff.is_none()).then_some(status.build_id)
+        let rests = status.phase == "serving" && status.handoff.is_none();
+        rests.then(|| label_of(&status.build_id))
     }
 
     fn daemon(&self) -> u32 {
