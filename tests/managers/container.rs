@@ -88,7 +88,7 @@ impl Container {
 
     fn swap(&self, label: &str, faults: &[&str]) -> Said {
         let mut command = Command::new(HANDOFF);
-        command.arg("trigger").arg("--trigger").arg(self.path("run/trigger"));
+        command.args(["trigger", "--queue", "--trigger"]).arg(self.path("run/trigger"));
         command.args([HANDOFF, "kvd", "--version-label", label]);
         Said::of({
             command.args(faults.iter().flat_map(|fault| ["--fail", fault])).stdin(Stdio::null());
