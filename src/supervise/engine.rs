@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::manager::Managed;
+use super::metrics::{Figures, Textfile};
 use super::start::{self, Kept, Started};
 use super::swap::{self, Link, Order};
 use super::trigger::{self, Asked, ClientId, Clients};
@@ -51,6 +52,7 @@ pub(super) enum News {
     Swapped(Result<HandoffOutcome>),
     Retired(Result<HandoffOutcome>),
     Rehearsed(Result<Program>),
+    Metrics(Result<()>),
 }
 
 /// Something that was asked for, and is to be done in its turn.
@@ -115,6 +117,7 @@ pub(super) struct Engine {
     /// How the last swap ended, for the service manager.
     last_swap: String,
     extended: Instant,
+    metrics: Textfile,
     exit: Option<How>,
 }
 
@@ -165,6 +168,7 @@ impl Engine {
             detail: String::new(),
             last_swap: String::new(),
             extended: now,
+            metrics: Textfile::new(),
             exit: None,
         })
     }
@@ -182,6 +186,7 @@ impl Engine {
             self.expire();
             self.extend();
             self.managed.tick();
+            self.write_metrics();
         }
         self.end()
     }
@@ -199,7 +204,9 @@ impl Engine {
         wanted.extend(self.clients.wanted());
         let extend = self.is_slow().then_some(self.extended + EXTEND);
         let timers = self.timers.iter().map(|(_, at)| *at);
-        let deadline = timers.chain(self.clients.wake_at()).chain(self.managed.wake_at()).chain(extend).min();
+        let metrics = self.settings.metrics_file.as_ref().and_then(|_| self.metrics.wake_at());
+        let own = [self.clients.wake_at(), self.managed.wake_at(), extend, metrics];
+        let deadline = timers.chain(own.into_iter().flatten()).min();
         poll::wait(&wanted, deadline).map(drop).map_err(|e| Error::io("wait for signals and clients", e))
     }
 
@@ -221,6 +228,10 @@ impl Engine {
         if was != self.machine.phase {
             tracing::debug!(from = was.name(), to = self.machine.phase.name(), ?input, "supervisor");
             self.since = Instant::now();
+        }
+        if was != self.machine.phase && self.machine.phase == Phase::Serving {
+            // It was started, or a swap has ended.
+            self.metrics.hurry();
         }
         self.perform_all(actions);
     }
@@ -318,6 +329,7 @@ impl Engine {
                 News::Swapped(swapped) => self.swapped(swapped),
                 News::Retired(retired) => self.retired(retired),
                 News::Rehearsed(rehearsed) => self.rehearsed(rehearsed),
+                News::Metrics(written) => self.metrics.written(written, self.own.say),
             }
         }
     }
@@ -745,6 +757,18 @@ impl Engine {
                 self.refuse(client, "the supervisor stops".to_owned());
             }
         }
+    }
+
+    fn write_metrics(&mut self) {
+        let Some(path) = self.settings.metrics_file.clone().filter(|_| self.metrics.is_due()) else { return };
+        let figures = Figures {
+            path,
+            control: self.settings.control.clone(),
+            data_dir: self.settings.data_dir.clone(),
+            journal: self.settings.journal.clone(),
+            state: self.state(),
+        };
+        self.work(move || News::Metrics(figures.write()));
     }
 
     fn state(&self) -> State {

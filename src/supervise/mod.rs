@@ -4,6 +4,7 @@
 pub mod client;
 mod engine;
 mod manager;
+mod metrics;
 mod reexec;
 mod start;
 mod swap;

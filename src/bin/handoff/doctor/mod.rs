@@ -56,7 +56,7 @@ pub struct Args {
     json: bool,
 
     /// Run this command, to the end of the line, with a probe as the program behind it: do descriptors, pid, environment and signals arrive?
-    #[arg(long, value_name = "CMD", num_args = 1.., allow_hyphen_values = true, value_hint = ValueHint::CommandWithArguments)]
+    #[arg(long, value_name = "CMD", num_args = 1.., allow_hyphen_values = true)]
     wrapper: Vec<OsString>,
 
     /// Be the probe

@@ -170,12 +170,16 @@ fn read(listener: &UnixListener, deadline: Instant) -> Result<Seen, String> {
 
 /// Waits for the wrapper; one that goes on is of no use any more.
 fn end(child: &mut Child) {
+    // Its pid may be another's by now.
+    if matches!(child.try_wait(), Ok(Some(_))) {
+        return;
+    }
     let is_over = PidFd::open(child.id()).and_then(|process| process.wait_dead(Instant::now() + PATIENCE));
     if !is_over.unwrap_or(false) {
         // It may have ended meanwhile.
         let _ = child.kill();
     }
-    // It has been waited for already where it ended before the probe.
+    // What became of it does not matter.
     let _ = child.wait();
 }
 
