@@ -114,6 +114,8 @@ pub(super) struct Engine {
     pub(super) restarts_total: u32,
     pub(super) swaps: Vec<(String, u64)>,
     detail: String,
+    /// How the last swap ended, for the service manager.
+    last_swap: String,
     extended: Instant,
     metrics: Textfile,
     exit: Option<How>,
@@ -164,6 +166,7 @@ impl Engine {
             restarts_total: 0,
             swaps: vec![],
             detail: String::new(),
+            last_swap: String::new(),
             extended: now,
             metrics: Textfile::new(),
             exit: None,
@@ -888,6 +891,7 @@ impl Engine {
         let pid = outcome.pid.map_or(String::new(), |pid| format!(", pid {pid} serves"));
         let level = if outcome.committed { "info" } else { "warning" };
         self.say(level, &format!("swap {}: {}{pid}{why}", outcome.handoff_id, outcome.outcome.name()));
+        self.last_swap = format!("; the last swap: {}{why}", outcome.outcome.name());
         let busy = match &outcome.outcome {
             Outcome::Refused(Refusal::Busy { handoff, phase, age_ms }) => {
                 Some((handoff.clone(), phase.clone(), *age_ms))
@@ -1003,6 +1007,7 @@ impl Engine {
             .daemon
             .as_ref()
             .map_or("nobody serves".to_owned(), |daemon| format!("{} serves", daemon.process));
+        let status = status + &self.last_swap;
         match word {
             Word::Ready => {
                 self.managed.ready(&self.listeners, &status);
