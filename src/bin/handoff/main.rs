@@ -32,6 +32,7 @@ mod step;
 mod summary;
 mod swap;
 mod words;
+mod wrap;
 
 use std::ffi::{OsStr, OsString};
 
@@ -70,6 +71,7 @@ enum Command {
     Seal(seal::Args),
     ExecSuccessor(exec_successor::Args),
     Journal(journal::Args),
+    Wrap(wrap::Args),
     Kvd(kvd::Args),
 }
 
@@ -87,6 +89,7 @@ impl Command {
             Self::Seal(_) => "seal",
             Self::ExecSuccessor(_) => "exec-successor",
             Self::Journal(_) => "journal",
+            Self::Wrap(_) => "wrap",
             Self::Kvd(_) => "kvd",
         }
     }
@@ -104,6 +107,7 @@ impl Command {
             Self::Seal(args) => seal::run(&args),
             Self::ExecSuccessor(args) => exec_successor::run(&args),
             Self::Journal(args) => journal::run(args),
+            Self::Wrap(args) => wrap::run(args),
             Self::Kvd(args) => kvd::run(args),
         }
     }
@@ -118,7 +122,7 @@ impl Command {
 /// Adds a command's arguments to its definition.
 type Augment = fn(clap::Command) -> clap::Command;
 
-const DEFINITIONS: [(&str, Augment); 12] = [
+const DEFINITIONS: [(&str, Augment); 13] = [
     ("demo", demo::Args::augment_args),
     ("swap", swap::Args::augment_args),
     ("status", status::Args::augment_args),
@@ -130,6 +134,7 @@ const DEFINITIONS: [(&str, Augment); 12] = [
     ("seal", seal::Args::augment_args),
     ("exec-successor", exec_successor::Args::augment_args),
     ("journal", journal::Args::augment_args),
+    ("wrap", wrap::Args::augment_args),
     ("kvd", kvd::Args::augment_args),
 ];
 
