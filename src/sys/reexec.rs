@@ -103,7 +103,7 @@ mod tests {
         all.iter().for_each(|signal| raise(*signal).unwrap());
         let mut signals = Signals::catch().unwrap();
         release_signals();
-        let mut came: Vec<_> = std::iter::from_fn(|| signals.next().unwrap()).collect();
+        let mut came: Vec<_> = std::iter::from_fn(|| signals.try_next().unwrap()).collect();
         came.sort_unstable();
         let mut all = all;
         all.sort_unstable();

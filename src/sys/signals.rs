@@ -154,12 +154,12 @@ impl Signals {
     /// # Errors
     ///
     /// What read(2) returns.
-    pub fn next(&mut self) -> io::Result<Option<Signal>> {
+    pub fn try_next(&mut self) -> io::Result<Option<Signal>> {
         let mut number = [0];
         match self.0.read(&mut number) {
             Ok(_) => Ok(Signal::try_from(i32::from(number[0])).ok()),
             Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(take_overflowed()),
-            Err(e) if e.kind() == ErrorKind::Interrupted => self.next(),
+            Err(e) if e.kind() == ErrorKind::Interrupted => self.try_next(),
             Err(e) => Err(e),
         }
     }
@@ -241,6 +241,7 @@ mod tests {
         assert_eq!(terminations.wait().unwrap(), Termination::Int);
         assert_eq!(terminations.wait().unwrap(), Termination::Term);
     }
+
     /// Returns whether a signal is ignored, the default, or handled.
     fn disposition(signal: Signal) -> libc::sighandler_t {
         let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
@@ -256,16 +257,16 @@ mod tests {
     fn supervising() {
         let mut signals = Signals::catch().unwrap();
         assert_eq!(Terminations::catch().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(signals.next().unwrap(), None);
+        assert_eq!(signals.try_next().unwrap(), None);
         let all: Vec<Signal> = HANDLED.into_iter().chain(PASSED_ON).collect();
         for signal in &all {
             raise(*signal).unwrap();
-            assert_eq!(signals.next().unwrap(), Some(*signal), "blocked or not at the start");
+            assert_eq!(signals.try_next().unwrap(), Some(*signal), "blocked or not at the start");
         }
         raise(Signal::SIGCONT).unwrap();
         raise(Signal::SIGTERM).unwrap();
         raise(Signal::SIGTERM).unwrap();
-        let came = std::iter::from_fn(|| signals.next().unwrap()).collect::<Vec<_>>();
+        let came = std::iter::from_fn(|| signals.try_next().unwrap()).collect::<Vec<_>>();
         assert_eq!(came, [Signal::SIGTERM; 2], "each of them, and nothing of SIGCONT");
 
         let room = 1 << 16;
@@ -275,13 +276,14 @@ mod tests {
         for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGTERM] {
             raise(signal).unwrap();
         }
-        let came = std::iter::from_fn(|| signals.next().unwrap()).filter(|signal| *signal != Signal::SIGCHLD);
+        let came =
+            std::iter::from_fn(|| signals.try_next().unwrap()).filter(|signal| *signal != Signal::SIGCHLD);
         assert_eq!(
             came.collect::<Vec<_>>(),
             [Signal::SIGHUP, Signal::SIGTERM],
             "what does not fit is kept, once"
         );
-        assert_eq!(signals.next().unwrap(), None);
+        assert_eq!(signals.try_next().unwrap(), None);
     }
 
     #[test]

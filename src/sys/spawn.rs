@@ -20,6 +20,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::stat::{fstat, makedev};
 use nix::sys::statfs::{FsType, fstatfs};
 
+use super::children;
 use super::process::PidFd;
 pub use super::program::Program;
 use super::start;
@@ -175,7 +176,7 @@ impl<'a> Spawn<'a> {
     fn try_spawn(&self) -> Result<Child> {
         let program = self.image.program;
         let (mut command, report) = self.prepare()?;
-        let spawned = command.spawn();
+        let spawned = children::own(|| command.spawn(), Child::id);
         // With it goes our copy of the report's writing end, or its end would never come.
         drop(command);
         let mut child = spawned.map_err(|e| Error::io(format!("start {}", program.path().display()), e))?;

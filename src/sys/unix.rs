@@ -50,20 +50,29 @@ pub fn roomy_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// The path is too long, nothing listens there (`NotFound`, `ConnectionRefused`), or its queue is full (`WouldBlock`).
 pub fn connect_to(path: &Path) -> Result<OwnedFd> {
+    connect_asking(path, "is the daemon running, and is this its control path?")
+}
+
+/// As [`connect_to`], with what to look at where nobody listens.
+///
+/// # Errors
+///
+/// As there.
+pub fn connect_asking(path: &Path, question: &str) -> Result<OwnedFd> {
     let attempt = || format!("connect to {}", path.display());
     let address = address(path)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd =
         socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(|e| Error::io(attempt(), e))?;
-    connect(fd.as_raw_fd(), &address).map_err(|e| Error::io(attempt(), unanswered(e.into())))?;
+    connect(fd.as_raw_fd(), &address).map_err(|e| Error::io(attempt(), unanswered(e.into(), question)))?;
     Ok(fd)
 }
 
-/// Says what to look at where no daemon is.
-fn unanswered(e: io::Error) -> io::Error {
+/// Says what to look at where nobody is.
+fn unanswered(e: io::Error, question: &str) -> io::Error {
     match e.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            io::Error::new(e.kind(), format!("{e}; is the daemon running, and is this its control path?"))
+            io::Error::new(e.kind(), format!("{e}; {question}"))
         }
         _ => e,
     }
