@@ -13,7 +13,7 @@ label, path, faults = sys.argv[1], sys.argv[2], set(sys.argv[3:])
 
 
 def say(*words):
-    print(label, *words, flush=True)
+    print(label, *words, file=sys.stderr, flush=True)
 
 
 def is_(fault):

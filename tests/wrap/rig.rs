@@ -1,8 +1,8 @@
 //! A wrap with a data directory of its own, its daemon, and what is asked of both.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -66,7 +66,9 @@ pub fn handoff() -> Command {
     close_strays();
     let mut command = Command::new(HANDOFF);
     command.stdin(Stdio::null());
-    ["HANDOFF_CONTROL", "HANDOFF_DATA_DIR", "NOTIFY_SOCKET"].iter().for_each(|name| drop(command.env_remove(name)));
+    ["HANDOFF_CONTROL", "HANDOFF_DATA_DIR", "NOTIFY_SOCKET"]
+        .iter()
+        .for_each(|name| drop(command.env_remove(name)));
     command
 }
 
@@ -99,8 +101,27 @@ impl Rig {
         self.path().join("data/control")
     }
 
-    pub fn count_file(&self) -> PathBuf {
-        self.path().join("data/count")
+    /// What is on disk.
+    pub fn count(&self) -> u64 {
+        std::fs::read_to_string(self.path().join("data/count")).unwrap().parse().unwrap()
+    }
+
+    /// The pid of the daemon: the eldest that has inherited the lock.
+    pub fn daemon(&self) -> u32 {
+        self.find_daemon().unwrap()
+    }
+
+    pub fn find_daemon(&self) -> Option<u32> {
+        let holders = handoff::DataDirLock::who(self.path().join("data")).unwrap_or_default();
+        let daemons = holders.iter().filter(|holder| holder.inherited_from.is_some());
+        daemons.min_by_key(|holder| (holder.start_ticks, holder.pid)).map(|holder| holder.pid)
+    }
+
+    /// Whether the daemon's first listener is non-blocking.
+    pub fn is_nonblocking(&self) -> bool {
+        let info = std::fs::read_to_string(format!("/proc/{}/fdinfo/3", self.daemon())).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+        u32::from_str_radix(flags.trim(), 8).unwrap() & 0o4000 != 0
     }
 
     /// Lets those go on that wait for it.
@@ -138,32 +159,9 @@ impl Rig {
         assert_eq!(code, 0, "{said}");
     }
 
-    pub fn who(&self) -> String {
-        let output = handoff().args(["lock", "--who"]).arg(self.path().join("data")).output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    }
-
     pub fn is_locked(&self) -> bool {
         handoff().args(["lock", "--who"]).arg(self.path().join("data")).output().unwrap().status.success()
     }
-
-    /// The pid of the wrap that serves.
-    pub fn serving(&self) -> u32 {
-        let output = handoff().args(["status", "--json", "--control"]).arg(self.control()).output().unwrap();
-        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        find_pid(&report).unwrap_or_else(|| panic!("{report}"))
-    }
-
-    /// Ends whoever serves, and waits until nobody has the lock.
-    pub fn stop(&self) {
-        signal(self.serving(), Signal::SIGTERM);
-        eventually("the lock to be free", || !self.is_locked());
-    }
-}
-
-fn find_pid(report: &serde_json::Value) -> Option<u32> {
-    let process = report.get("process").or_else(|| report.get("status")?.get("process"))?;
-    process.get("pid")?.as_u64()?.try_into().ok()
 }
 
 pub fn words(dir: &Path, spec: &Spec<'_>) -> Vec<String> {
@@ -250,7 +248,8 @@ impl Load {
     pub fn start(address: &str) -> Self {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let client = |_| {
-            let (stop, acknowledged, address) = (Arc::clone(&stop), Arc::clone(&acknowledged), address.to_owned());
+            let (stop, acknowledged, address) =
+                (Arc::clone(&stop), Arc::clone(&acknowledged), address.to_owned());
             std::thread::spawn(move || {
                 let mut errors = vec![];
                 while !stop.load(Ordering::Relaxed) {
@@ -272,17 +271,17 @@ impl Load {
         eventually("more writes", || self.acknowledged.load(Ordering::Relaxed) > before + 5);
     }
 
+    /// Ends it, and returns what went wrong and how many writes were acknowledged.
+    pub fn end(self) -> (Vec<std::io::Error>, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        let errors = self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+        (errors, self.acknowledged.load(Ordering::Relaxed))
+    }
+
     /// Ends it: nothing was refused, reset, cut or lost.
     pub fn expect_undisturbed(self, rig: &Rig) {
-        self.stop.store(true, Ordering::Relaxed);
-        let errors: Vec<std::io::Error> = self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+        let (errors, acknowledged) = self.end();
         assert!(errors.is_empty(), "{errors:?}");
-        let on_disk: u64 = std::fs::read_to_string(rig.count_file()).unwrap().parse().unwrap();
-        assert_eq!(on_disk, self.acknowledged.load(Ordering::Relaxed));
+        assert_eq!(rig.count(), acknowledged);
     }
-}
-
-pub fn address_of(listener: &TcpListener) -> SocketAddr {
-    assert!(listener.as_raw_fd() >= 0);
-    listener.local_addr().unwrap()
 }
