@@ -416,7 +416,8 @@ impl World {
         }
         let known = supervisor.daemon.is_some_and(lives);
         let lost = supervisor.daemon.take_if(|daemon| !lives(*daemon)).map(|_| Input::DaemonLost(then));
-        let lingers = (found == Found::Serving && !supervisor.former.is_empty()).then_some(Input::Lingers);
+        let lingers = (matches!(found, Found::Serving | Found::Nobody) && !supervisor.former.is_empty())
+            .then_some(Input::Lingers);
         let found = Input::Found(found, known || found == Found::Serving);
         lost.into_iter().chain(lingers).chain([found]).collect()
     }
