@@ -40,6 +40,8 @@ pub struct SpawnSpec {
     pub args: Vec<String>,
     /// Variables to set in its environment, which is otherwise this process's.
     pub env: Vec<(String, String)>,
+    /// Variables of this process's environment that it does not get.
+    pub unset: Vec<String>,
     /// How long the incumbent may take to finish what is in flight.
     pub drain_grace: Duration,
     /// From the moment the successor is warm to the latest moment of a grant.
@@ -64,6 +66,9 @@ pub struct SpawnSpec {
     pub directory: Option<PathBuf>,
     /// Where its standard output and error go.
     pub output: Output,
+    /// The trigger socket of a supervisor that is to start it, as its own child: with the supervisor's sockets, environment, standard output and
+    /// error. [`cgroup`](Self::cgroup) and [`output`](Self::output) are the supervisor's then.
+    pub via: Option<PathBuf>,
 }
 
 /// Where a successor's standard output and error go.
@@ -83,6 +88,7 @@ impl Default for SpawnSpec {
             binary: PathBuf::new(),
             args: vec![],
             env: vec![],
+            unset: vec![],
             drain_grace: Duration::from_secs(25),
             deadline: Duration::from_secs(60),
             warm_up: Duration::from_secs(600),
@@ -94,6 +100,7 @@ impl Default for SpawnSpec {
             cgroup: None,
             directory: None,
             output: Output::default(),
+            via: None,
         }
     }
 }

@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use super::start::{self, Kept, Started, Wait};
+use super::manager::Managed;
+use super::metrics::{Figures, Textfile};
+use super::start::{self, Kept, Started};
 use super::swap::{self, Link, Order};
 use super::trigger::{self, Asked, ClientId, Clients};
 use super::who::{self, Daemon, Question};
@@ -16,7 +18,7 @@ use super::wire::{Answer, Request, State, Swap};
 use super::{Ended, Own, Policy, Settings, reexec};
 use crate::error::{Error, Result};
 use crate::health::Check;
-use crate::notify::{self, Manager, Notice, Private};
+use crate::notify;
 use crate::proto::driver::{Outcome, Refusal};
 use crate::proto::party::Tree;
 use crate::proto::supervisor::{Action, Force, Found, How, Input, Job, Machine, Phase, Then, Timer, Word};
@@ -50,6 +52,7 @@ pub(super) enum News {
     Swapped(Result<HandoffOutcome>),
     Retired(Result<HandoffOutcome>),
     Rehearsed(Result<Program>),
+    Metrics(Result<()>),
 }
 
 /// Something that was asked for, and is to be done in its turn.
@@ -77,13 +80,6 @@ pub(super) struct Leader {
     pub pidfd: PidFd,
 }
 
-/// How this process talks to its service manager, and the daemon to this process.
-#[derive(Debug)]
-pub(super) struct Ways {
-    pub manager: Manager,
-    pub private: Private,
-}
-
 pub(super) struct Engine {
     pub(super) settings: Settings,
     pub(super) own: Own,
@@ -91,12 +87,8 @@ pub(super) struct Engine {
     since: Instant,
     pub(super) listeners: Vec<(String, OwnedFd)>,
     signals: Signals,
-    pub(super) manager: Manager,
-    /// Where the daemon talks as to a service manager.
-    pub(super) private: Private,
-    /// The sockets that the manager keeps, by name.
-    stored: Vec<String>,
     pub(super) clients: Clients,
+    pub(super) managed: Managed,
     waker: Arc<Waker>,
     sender: Sender<News>,
     news: Receiver<News>,
@@ -116,14 +108,16 @@ pub(super) struct Engine {
     /// What clients are told once it is known who serves: whoever asks next finds that.
     verdicts: Vec<(ClientId, Answer)>,
     /// Stops waiting for readiness.
-    awaits: Option<Arc<Wait>>,
+    awaits: Option<Arc<AtomicBool>>,
     failure: Option<Error>,
     pub(super) restarts: Vec<Instant>,
     pub(super) restarts_total: u32,
     pub(super) swaps: Vec<(String, u64)>,
     detail: String,
+    /// How the last swap ended, for the service manager.
+    last_swap: String,
     extended: Instant,
-    patted: Instant,
+    metrics: Textfile,
     exit: Option<How>,
 }
 
@@ -133,8 +127,8 @@ impl Engine {
         own: Own,
         listeners: Vec<(String, OwnedFd)>,
         clients: Clients,
+        managed: Managed,
         machine: Machine,
-        ways: Ways,
     ) -> Result<Self> {
         let io = |what: &'static str| move |e| Error::io(what, e);
         let signals = Signals::catch().map_err(io("catch signals"))?;
@@ -149,10 +143,8 @@ impl Engine {
             since: now,
             listeners,
             signals,
-            manager: ways.manager,
-            private: ways.private,
-            stored: vec![],
             clients,
+            managed,
             waker: Arc::new(Waker::new().map_err(io("make an eventfd"))?),
             sender,
             news,
@@ -174,8 +166,9 @@ impl Engine {
             restarts_total: 0,
             swaps: vec![],
             detail: String::new(),
+            last_swap: String::new(),
             extended: now,
-            patted: now,
+            metrics: Textfile::new(),
             exit: None,
         })
     }
@@ -187,11 +180,13 @@ impl Engine {
             self.wait()?;
             self.take_signals();
             self.take_news();
+            self.hear_daemon();
             self.look_at_processes();
             self.take_requests();
-            self.take_notices();
             self.expire();
-            self.keep_manager_patient();
+            self.extend();
+            self.managed.tick();
+            self.write_metrics();
         }
         self.end()
     }
@@ -204,15 +199,21 @@ impl Engine {
         let mut wanted: Vec<(BorrowedFd<'_>, Want)> =
             vec![(self.signals.as_fd(), Want::Read), (self.waker.as_fd(), Want::Read)];
         wanted.extend(self.daemons().map(|daemon| (daemon.pidfd.as_fd(), Want::Read)));
-        wanted.push((self.private.as_fd(), Want::Read));
+        // What it says before it is known waits.
+        wanted.extend(self.daemon.as_ref().and(self.managed.private()).map(|fd| (fd, Want::Read)));
         wanted.extend(self.clients.wanted());
         let extend = self.is_slow().then_some(self.extended + EXTEND);
-        // What it does not take at once waits for it here.
-        let flush = (!self.manager.flush()).then(|| Instant::now() + LOOK);
-        let pat = self.manager.watchdog_interval().map(|interval| self.patted + interval);
         let timers = self.timers.iter().map(|(_, at)| *at);
-        let deadline = timers.chain(self.clients.wake_at()).chain(extend).chain(pat).chain(flush).min();
+        let metrics = self.settings.metrics_file.as_ref().and_then(|_| self.metrics.wake_at());
+        let own = [self.clients.wake_at(), self.managed.wake_at(), extend, metrics];
+        let deadline = timers.chain(own.into_iter().flatten()).min();
         poll::wait(&wanted, deadline).map(drop).map_err(|e| Error::io("wait for signals and clients", e))
+    }
+
+    fn hear_daemon(&mut self) {
+        if let Some(daemon) = &self.daemon {
+            self.managed.hear(daemon.process.pid);
+        }
     }
 
     fn daemons(&self) -> impl Iterator<Item = &Daemon> {
@@ -227,6 +228,10 @@ impl Engine {
         if was != self.machine.phase {
             tracing::debug!(from = was.name(), to = self.machine.phase.name(), ?input, "supervisor");
             self.since = Instant::now();
+        }
+        if was != self.machine.phase && self.machine.phase == Phase::Serving {
+            // It was started, or a swap has ended.
+            self.metrics.hurry();
         }
         self.perform_all(actions);
     }
@@ -324,6 +329,7 @@ impl Engine {
                 News::Swapped(swapped) => self.swapped(swapped),
                 News::Retired(retired) => self.retired(retired),
                 News::Rehearsed(rehearsed) => self.rehearsed(rehearsed),
+                News::Metrics(written) => self.metrics.written(written, self.own.say),
             }
         }
     }
@@ -360,7 +366,6 @@ impl Engine {
         }
         self.detail = detail;
         self.listeners.extend(answer.listeners);
-        self.store();
         let adopted = answer.daemon.map(|daemon| self.adopt(daemon));
         // That one has ended comes before that nobody serves: it says what is to be done about it.
         if self.daemon.as_ref().is_some_and(Daemon::is_dead) {
@@ -410,15 +415,15 @@ impl Engine {
     // ---- Starting.
 
     fn start(&mut self) {
-        let settings = self.settings.clone();
+        self.managed.expect_ready();
+        let settings = self.managed.for_daemon(&self.settings);
         let copies: Result<Vec<_>> = self.listeners.iter().map(start::copy).collect();
         let kept = std::mem::take(&mut self.kept);
         let listeners = match copies {
             Ok(listeners) => listeners,
             Err(e) => return self.started(Err(e)),
         };
-        let notify = self.private.var();
-        self.work(move || News::Started(start::start(&settings, &listeners, &kept, notify)));
+        self.work(move || News::Started(start::start(&settings, &listeners, &kept)));
     }
 
     fn started(&mut self, started: Result<Started>) {
@@ -437,7 +442,6 @@ impl Engine {
         }
         self.failure = None;
         self.listeners.extend(started.bound);
-        self.store();
         let pid = started.child.id();
         self.say("info", &format!("started {} as pid {pid}", started.program.display()));
         // Before it can be reaped: one that has died already is still somebody, whose end is to be looked at.
@@ -461,9 +465,10 @@ impl Engine {
     }
 
     fn await_ready(&mut self) {
-        let (settings, wait) = (self.settings.clone(), Arc::new(Wait::default()));
-        self.awaits = Some(Arc::clone(&wait));
-        self.work(move || News::Ready(start::await_ready(&settings, &wait)));
+        let (settings, over) = (self.settings.clone(), Arc::new(AtomicBool::new(false)));
+        self.awaits = Some(Arc::clone(&over));
+        let said_ready = self.managed.said_ready();
+        self.work(move || News::Ready(start::await_ready(&settings, &said_ready, &over)));
     }
 
     fn ready(&mut self, ready: Result<Option<crate::proto::wire::Status>>) {
@@ -508,8 +513,8 @@ impl Engine {
         let ended = daemon.pidfd.try_reap().ok().flatten();
         self.lost =
             ended.or_else(|| self.ends.iter().rev().find(|(other, _)| *other == pid).map(|(_, end)| *end));
-        if let Some(wait) = self.awaits.take() {
-            wait.over.store(true, Ordering::Relaxed);
+        if let Some(over) = self.awaits.take() {
+            over.store(true, Ordering::Relaxed);
         }
         let how = self.lost.map_or("it is not known how".to_owned(), |status| status.to_string());
         let expected = matches!(self.machine.phase, Phase::Swapping | Phase::Stopping | Phase::Ending);
@@ -763,6 +768,18 @@ impl Engine {
         }
     }
 
+    fn write_metrics(&mut self) {
+        let Some(path) = self.settings.metrics_file.clone().filter(|_| self.metrics.is_due()) else { return };
+        let figures = Figures {
+            path,
+            control: self.settings.control.clone(),
+            data_dir: self.settings.data_dir.clone(),
+            journal: self.settings.journal.clone(),
+            state: self.state(),
+        };
+        self.work(move || News::Metrics(figures.write()));
+    }
+
     fn state(&self) -> State {
         State {
             pid: std::process::id(),
@@ -811,7 +828,7 @@ impl Engine {
             listeners: self.listeners.iter().map(start::copy).collect::<Result<_>>()?,
             program,
             args: task.args.clone().unwrap_or_else(|| settings.args.clone()),
-            env: self.variables(),
+            env: start::variables(&self.managed.for_daemon(settings)),
             directory: settings.directory.clone(),
             limits: settings.limits.clone(),
             bake,
@@ -875,6 +892,7 @@ impl Engine {
         let pid = outcome.pid.map_or(String::new(), |pid| format!(", pid {pid} serves"));
         let level = if outcome.committed { "info" } else { "warning" };
         self.say(level, &format!("swap {}: {}{pid}{why}", outcome.handoff_id, outcome.outcome.name()));
+        self.last_swap = format!("; the last swap: {}{why}", outcome.outcome.name());
         let busy = match &outcome.outcome {
             Outcome::Refused(Refusal::Busy { handoff, phase, age_ms }) => {
                 Some((handoff.clone(), phase.clone(), *age_ms))
@@ -908,15 +926,9 @@ impl Engine {
         }
         let program =
             trigger::open_program(&self.settings, Some(&spawn.binary), crate::sys::unix::effective_uid())?;
-        let (pid, leader) = start::start_successor(
-            &self.settings,
-            &self.listeners,
-            program,
-            spawn,
-            channel,
-            self.private.var(),
-        )
-        .map_err(|e| e.to_string())?;
+        let settings = self.managed.for_daemon(&self.settings);
+        let (pid, leader) = start::start_successor(&settings, &self.listeners, program, spawn, channel)
+            .map_err(|e| e.to_string())?;
         self.say(
             "info",
             &format!("started {} as pid {pid} for handoff {}", spawn.binary.display(), spawn.handoff),
@@ -992,10 +1004,14 @@ impl Engine {
     }
 
     fn tell(&mut self, word: Word) {
-        let status = self.status();
+        let status = self
+            .daemon
+            .as_ref()
+            .map_or("nobody serves".to_owned(), |daemon| format!("{} serves", daemon.process));
+        let status = status + &self.last_swap;
         match word {
             Word::Ready => {
-                self.manager.ready(&status);
+                self.managed.ready(&self.listeners, &status);
                 if let Some(number) = self.settings.ready_fd.take()
                     && let Err(e) = notify::say_ready(number)
                 {
@@ -1005,53 +1021,9 @@ impl Engine {
                     );
                 }
             }
-            Word::Reloading => self.manager.reloading(&status),
-            Word::Reloaded => self.manager.ready(&status),
-            Word::Stopping => self.manager.stopping("the daemon drains"),
-        }
-    }
-
-    fn status(&self) -> String {
-        match &self.daemon {
-            Some(daemon) => format!("{}: {}", self.machine.phase.name(), daemon.process),
-            None => self.machine.phase.name().to_owned(),
-        }
-    }
-
-    /// Has the service manager keep what is not kept yet: the sockets outlive this process and the daemon then.
-    fn store(&mut self) {
-        let new: Vec<(&str, BorrowedFd<'_>)> = self
-            .listeners
-            .iter()
-            .filter(|(name, _)| !self.stored.contains(name))
-            .map(|(name, fd)| (name.as_str(), fd.as_fd()))
-            .collect();
-        if let Err(e) = self.manager.store(new) {
-            self.say("warning", &format!("unable to give the sockets to the service manager: {e}"));
-        }
-        self.stored = self.listeners.iter().map(|(name, _)| name.clone()).collect();
-    }
-
-    /// What the daemon says as to a service manager is passed on, where it is about the service.
-    fn take_notices(&mut self) {
-        while let Ok(Some(notice)) = self.private.receive() {
-            let is_daemons = self.daemon.iter().any(|daemon| notice.is_from(daemon.process.pid))
-                || self.leaders.iter().any(|leader| notice.is_from(leader.pid));
-            if is_daemons {
-                self.pass_notice_on(&notice);
-            }
-        }
-    }
-
-    fn pass_notice_on(&self, notice: &Notice) {
-        if let Some(wait) = self.awaits.as_ref().filter(|_| notice.ready) {
-            wait.said.store(true, Ordering::Relaxed);
-        }
-        if let Some(status) = &notice.status {
-            self.manager.status(status);
-        }
-        if let Some(by) = notice.extend_timeout {
-            self.manager.extend_timeout(by);
+            Word::Reloading => self.managed.reloading(&status),
+            Word::Reloaded => self.managed.ready(&self.listeners, &status),
+            Word::Stopping => self.managed.stopping("the daemon drains"),
         }
     }
 
@@ -1059,24 +1031,12 @@ impl Engine {
         matches!(self.machine.phase, Phase::Stopping | Phase::Ending | Phase::Swapping | Phase::Starting)
     }
 
-    /// A service manager that waits for a stop or a start would lose patience, and one that watches would take this for stuck.
-    fn keep_manager_patient(&mut self) {
-        let now = Instant::now();
-        if self.is_slow() && self.extended + EXTEND <= now {
-            self.extended = now;
-            self.manager.extend_timeout(EXTEND * 5);
+    /// A service manager that waits for a stop or a start would lose patience.
+    fn extend(&mut self) {
+        if self.is_slow() && self.extended.elapsed() >= EXTEND {
+            self.extended = Instant::now();
+            self.managed.manager().extend_timeout(EXTEND * 5);
         }
-        if self.manager.watchdog_interval().is_some_and(|interval| self.patted + interval <= now) {
-            self.patted = now;
-            self.manager.watchdog();
-        }
-    }
-
-    /// What a successor's environment has besides this process's.
-    fn variables(&self) -> Vec<(String, String)> {
-        let (name, value) = self.private.var();
-        let notify = (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned());
-        std::iter::once(notify).chain(start::variables(&self.settings)).collect()
     }
 
     fn end(mut self) -> Result<Ended> {

@@ -3,6 +3,8 @@
 
 pub mod client;
 mod engine;
+mod manager;
+mod metrics;
 mod reexec;
 mod start;
 mod swap;
@@ -12,21 +14,20 @@ pub mod wire;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use crate::activation::{self, Why};
 use crate::error::{Error, Result};
 use crate::fds::{self, Role};
 use crate::listen::Listen;
-use crate::notify::{Manager, Private};
+use crate::notify::Manager;
 use crate::proto::supervisor::{Job, Machine};
 use crate::sys::inherit;
 use crate::sys::process::PidFd;
 use crate::sys::spawn::Program;
-use engine::{Engine, Task, Ways};
+use engine::{Engine, Task};
+use manager::Managed;
 use trigger::Clients;
 
 /// How a supervisor says what happens: a level and a line.
@@ -88,15 +89,15 @@ pub enum Ended {
 ///
 /// Another supervisor listens at the trigger socket; the daemon cannot be started, and is not to be started again; a system call failed.
 pub fn run(settings: Settings, own: Own) -> Result<Ended> {
-    let manager = Manager::take();
     match reexec::find()? {
         reexec::Found::Rehearsal(understood) => {
             understood?;
             reexec::answer(&own.version)?;
             Ok(Ended::Stopped)
         }
-        reexec::Found::Nothing => begin(settings, own, manager),
-        reexec::Found::State(state) => go_on(settings, own, manager, *state),
+        // Before there are threads, which read the environment.
+        reexec::Found::Nothing => begin(settings, own, Manager::take()),
+        reexec::Found::State(state) => go_on(settings, own, Manager::take(), *state),
     }
 }
 
@@ -105,7 +106,7 @@ fn begin(settings: Settings, own: Own, manager: Manager) -> Result<Ended> {
         Role::Listener(name) => Some((name, fd)),
         _ => None,
     });
-    let listeners = expected(&settings, &own, &manager, listeners.collect());
+    let listeners = manager::inherit(&settings, &manager, listeners.collect(), own.say);
     if let Some(number) = settings.ready_fd
         && !inherit::is_passed_on(number)
     {
@@ -114,28 +115,8 @@ fn begin(settings: Settings, own: Own, manager: Manager) -> Result<Ended> {
     }
     let clients = Clients::new(settings.trigger.clone(), trigger::bind(&settings)?)?;
     let (machine, first) = Machine::start(false, VecDeque::new());
-    let ways = Ways { manager, private: Private::new()? };
-    Engine::new(settings, own, listeners, clients, machine, ways)?.run(first)
-}
-
-/// Where sockets are configured, others are nobody's: a service manager that keeps them is told to close them.
-fn expected(
-    settings: &Settings,
-    own: &Own,
-    manager: &Manager,
-    inherited: Vec<(String, OwnedFd)>,
-) -> Vec<(String, OwnedFd)> {
-    let configured: Vec<&str> =
-        settings.listeners.iter().flat_map(|listen| &listen.sockets).map(|spec| spec.name.as_str()).collect();
-    let matched =
-        activation::match_names(inherited, |name| configured.is_empty() || configured.contains(&name));
-    for other in matched.others.iter().filter(|other| other.why != Why::Copy) {
-        (own.say)("warning", &other.to_string());
-        if other.why == Why::Stranger {
-            manager.forget(&other.name);
-        }
-    }
-    matched.listeners
+    let managed = Managed::new(manager, None);
+    Engine::new(settings, own, listeners, clients, managed, machine)?.run(first)
 }
 
 /// After the exec: everything is there but what is in the memory.
@@ -168,8 +149,8 @@ fn go_on(mut settings: Settings, own: Own, manager: Manager, state: reexec::Stat
     }
     (own.say)("info", &format!("goes on as version {}", own.version));
     let (machine, first) = Machine::start(true, queue.iter().map(|task| task.job).collect());
-    let ways = Ways { manager, private: Private::from_fd(adopt(state.notify)?)? };
-    let mut engine = Engine::new(settings, own, listeners, clients, machine, ways)?;
+    let managed = Managed::new(manager, state.private.map(adopt).transpose()?);
+    let mut engine = Engine::new(settings, own, listeners, clients, managed, machine)?;
     engine.queue = queue;
     engine.restarts_total = state.restarts;
     engine.swaps = state.swaps;

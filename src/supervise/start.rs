@@ -27,8 +27,9 @@ use crate::sys::spawn::{Image, Program, Spawn};
 const PAUSE: Duration = Duration::from_millis(10);
 /// How long it may take for an answer.
 const ANSWER: Duration = Duration::from_secs(1);
-/// The variables of a driver, which are not for the daemon; those of the service manager were taken out of the environment.
-const DRIVERS_VARS: [&str; 2] = [ID_VAR, JOURNAL_VAR];
+/// The variables of this process that are not for the daemon.
+pub(super) const OWN_VARS: [&str; 5] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", ID_VAR, JOURNAL_VAR];
 
 /// What is to be run.
 #[derive(Debug)]
@@ -57,12 +58,7 @@ pub(super) struct Started {
 /// # Errors
 ///
 /// [`Error::Locked`] where somebody was faster; a socket cannot be bound, or the program not be run.
-pub(super) fn start(
-    settings: &Settings,
-    listeners: &[(String, OwnedFd)],
-    kept: &[Kept],
-    notify: (OsString, OsString),
-) -> Result<Started> {
+pub(super) fn start(settings: &Settings, listeners: &[(String, OwnedFd)], kept: &[Kept]) -> Result<Started> {
     let lock = match DataDirLock::acquire_or_break_stale(&settings.data_dir) {
         Ok(lock) => Some(lock),
         // The daemon makes it.
@@ -80,7 +76,7 @@ pub(super) fn start(
     }
     let mut image = Image::new(&command.program);
     image.args = command.args.iter().map(OsString::from).collect();
-    image.env = environment(settings, notify);
+    image.env = environment(settings);
     plan.install(&mut image)?;
     let spawn = Spawn { new_session: true, directory: command.directory.clone(), ..Spawn::new(image) };
     let mut child = spawn.spawn()?;
@@ -109,12 +105,11 @@ pub(super) fn start_successor(
     program: Program,
     asked: &super::wire::Spawn,
     channel: OwnedFd,
-    notify: (OsString, OsString),
 ) -> Result<(u32, PidFd)> {
     let plan = Plan::new(listeners).with(Role::Channel, channel);
     let mut image = Image::new(&program);
     image.args = asked.args.iter().map(OsString::from).collect();
-    image.env = environment(settings, notify);
+    image.env = environment(settings);
     for (name, value) in &asked.env {
         image.env.retain(|(other, _)| other.as_os_str() != name.as_str());
         image.env.push((name.into(), value.into()));
@@ -146,15 +141,14 @@ pub(super) fn variables(settings: &Settings) -> Vec<(String, String)> {
     own.chain(settings.env.iter().cloned()).collect()
 }
 
-fn environment(settings: &Settings, notify: (OsString, OsString)) -> Vec<(OsString, OsString)> {
+fn environment(settings: &Settings) -> Vec<(OsString, OsString)> {
     let set = variables(settings);
     let is_inherited = |name: &OsString| {
-        !DRIVERS_VARS.iter().any(|own| name == own)
+        !OWN_VARS.iter().any(|own| name == own)
             && !set.iter().any(|(other, _)| name.as_os_str() == other.as_str())
     };
     let inherited = std::env::vars_os().filter(|(name, _)| is_inherited(name));
-    let own = set.iter().map(|(name, value)| (name.into(), value.into()));
-    inherited.chain([notify]).chain(own).collect()
+    inherited.chain(set.iter().map(|(name, value)| (name.into(), value.into()))).collect()
 }
 
 /// A program that a daemon runs or ran, by its opened file: starting it again does not depend on what is at its path by then.
@@ -211,28 +205,25 @@ fn choose(settings: &Settings, kept: &[Kept]) -> Result<Command> {
     }
 }
 
-/// What the one who waits for readiness and the loop know of each other.
-#[derive(Debug, Default)]
-pub(super) struct Wait {
-    /// Whether nobody wants to know any more.
-    pub over: AtomicBool,
-    /// Whether the daemon has said so on its notification socket.
-    pub said: AtomicBool,
-}
-
 /// Waits until the daemon is ready, or nobody waits for that any more.
 ///
 /// # Errors
 ///
 /// It was not in time. That it died is for whoever watches its process.
-pub(super) fn await_ready(settings: &Settings, wait: &Wait) -> Result<Option<Status>> {
+pub(super) fn await_ready(
+    settings: &Settings,
+    said_ready: &AtomicBool,
+    over: &AtomicBool,
+) -> Result<Option<Status>> {
     let until = Instant::now() + settings.readiness.timeout;
-    while !wait.over.load(Ordering::Relaxed) {
+    while !over.load(Ordering::Relaxed) {
         if Instant::now() >= until {
             return Err(Error::TimedOut { waiting_for: "the daemon to be ready".to_owned() });
         }
-        if let Some(status) = serving(&settings.control)
-            && passes(settings, wait)?
+        let has_said = settings.readiness.by != ReadyBy::Notify || said_ready.load(Ordering::Relaxed);
+        if has_said
+            && let Some(status) = serving(&settings.control)
+            && passes(settings, over)?
         {
             return Ok(Some(status));
         }
@@ -247,19 +238,15 @@ fn serving(control: &Path) -> Option<Status> {
     (status.phase == "serving").then_some(status)
 }
 
-fn passes(settings: &Settings, wait: &Wait) -> Result<bool> {
-    let command = match &settings.readiness.by {
-        ReadyBy::Control => return Ok(true),
-        ReadyBy::Notify => return Ok(wait.said.load(Ordering::Relaxed)),
-        ReadyBy::Command(command) => command,
-    };
+fn passes(settings: &Settings, over: &AtomicBool) -> Result<bool> {
+    let ReadyBy::Command(command) = &settings.readiness.by else { return Ok(true) };
     let check = Check {
         command: command.clone(),
         interval: Duration::ZERO,
         timeout: settings.readiness.timeout,
         control: settings.control.clone(),
     };
-    Ok(health::run(&check, &wait.over)?.is_none() && !wait.over.load(Ordering::Relaxed))
+    Ok(health::run(&check, over)?.is_none() && !over.load(Ordering::Relaxed))
 }
 
 /// Writes down that a daemon began to serve without a handoff.

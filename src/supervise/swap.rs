@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Limits;
+use super::{Limits, start};
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::health::{Check, Monitor};
@@ -95,6 +95,7 @@ impl Order {
             binary: self.program.path().to_owned(),
             args: self.args,
             env: self.env,
+            unset: start::OWN_VARS.map(str::to_owned).to_vec(),
             bake: self.bake,
             guard: health.is_some(),
             directory: self.directory,

@@ -17,7 +17,8 @@ use handoff::sys::spawn::{Image, Program, Spawn};
 use handoff::sys::{clock, datagram, socket};
 
 use crate::common::said::Said;
-use crate::common::{HANDOFF, Lines, PATIENCE, eventually, wait_for_exit};
+use crate::common::{HANDOFF, Lines, PATIENCE, eventually, has_tool, wait_for_exit};
+use crate::label_of;
 
 /// The watchdog's limit: short enough to be heard of, and long enough for a slow machine, as nobody is killed here.
 const WATCHDOG: Duration = Duration::from_millis(400);
@@ -262,7 +263,8 @@ impl Manager {
         let deadline = Instant::now() + PATIENCE;
         let status =
             Control::connect(self.path("run/control"), "test", deadline).ok()?.status(deadline).ok()?;
-        (status.phase == "serving" && status.handoff.is_none()).then_some(status.build_id)
+        let rests = status.phase == "serving" && status.handoff.is_none();
+        rests.then(|| label_of(&status.build_id))
     }
 
     fn daemon(&self) -> u32 {
@@ -443,4 +445,36 @@ fn a_daemon_that_never_serves_is_never_ready() {
     while manager.take(Instant::now()) {}
     let ready = manager.news.iter().any(|message| message.says("READY"));
     assert!(!ready, "{:?}", manager.news);
+}
+
+/// It waits for the first client, and then becomes what it is told, with the socket.
+#[test]
+fn a_socket_that_systemd_socket_activate_holds_is_the_daemons() {
+    if !has_tool("systemd", Command::new("systemd-socket-activate").arg("--version")) {
+        return;
+    }
+    let mut manager = Manager::new(true);
+    manager.configure("v1", &[]);
+    let mut child = socket_activate(&manager).spawn().unwrap();
+    manager.stderr = Some(Lines::of(child.stderr.take().unwrap()));
+    manager.service = Some(child);
+    manager.stderr.as_ref().unwrap().wait_for("Listening on");
+    let mut first = crate::common::load::Connection::open(manager.addr(), PATIENCE).unwrap();
+    manager.expect("READY");
+    assert_eq!(first.call(&["PING"]).unwrap(), crate::common::load::Answer::Simple("PONG".into()));
+    let warned = manager.said().into_iter().any(|line| line.contains("warning"));
+    assert!(!warned, "{:?}", manager.said());
+    assert_eq!(manager.stop(), Some(0));
+    manager.expect_silence();
+}
+
+fn socket_activate(manager: &Manager) -> Command {
+    let mut command = Command::new("systemd-socket-activate");
+    command.args(["--listen", &manager.addr().to_string(), "--fdname=resp"]);
+    // It clears the environment but for what it is told to pass on.
+    let mut notify = OsString::from("--setenv=NOTIFY_SOCKET=");
+    notify.push(&manager.address);
+    command.arg(notify).args([HANDOFF, "supervise", "--config"]).arg(manager.path("handoff.toml"));
+    command.stdin(Stdio::null()).stderr(Stdio::piped());
+    command
 }

@@ -6,6 +6,7 @@ mod ahead;
 mod checks;
 mod commit;
 mod demo;
+mod doctor;
 mod drain;
 mod duration;
 mod examples;
@@ -33,6 +34,7 @@ mod supervise;
 mod swap;
 mod trigger;
 mod words;
+mod wrap;
 
 use std::ffi::{OsStr, OsString};
 
@@ -65,6 +67,7 @@ enum Command {
     Supervise(supervise::Args),
     Trigger(trigger::Args),
     Status(status::Args),
+    Doctor(doctor::Args),
     Commit(commit::Args),
     Abort(abort::Args),
     HoldFds(hold_fds::Args),
@@ -73,6 +76,7 @@ enum Command {
     Seal(seal::Args),
     ExecSuccessor(exec_successor::Args),
     Journal(journal::Args),
+    Wrap(wrap::Args),
     Kvd(kvd::Args),
 }
 
@@ -84,6 +88,7 @@ impl Command {
             Self::Supervise(_) => "supervise",
             Self::Trigger(_) => "trigger",
             Self::Status(_) => "status",
+            Self::Doctor(_) => "doctor",
             Self::Commit(_) => "commit",
             Self::Abort(_) => "abort",
             Self::HoldFds(_) => "hold-fds",
@@ -92,6 +97,7 @@ impl Command {
             Self::Seal(_) => "seal",
             Self::ExecSuccessor(_) => "exec-successor",
             Self::Journal(_) => "journal",
+            Self::Wrap(_) => "wrap",
             Self::Kvd(_) => "kvd",
         }
     }
@@ -103,6 +109,7 @@ impl Command {
             Self::Supervise(args) => supervise::run(args),
             Self::Trigger(args) => trigger::run(args),
             Self::Status(args) => status::run(&args),
+            Self::Doctor(args) => doctor::run(&args),
             Self::Commit(args) => commit::run(&args),
             Self::Abort(args) => abort::run(&args),
             Self::HoldFds(args) => hold_fds::run(&args),
@@ -111,6 +118,7 @@ impl Command {
             Self::Seal(args) => seal::run(&args),
             Self::ExecSuccessor(args) => exec_successor::run(&args),
             Self::Journal(args) => journal::run(args),
+            Self::Wrap(args) => wrap::run(args),
             Self::Kvd(args) => kvd::run(args),
         }
     }
@@ -125,12 +133,13 @@ impl Command {
 /// Adds a command's arguments to its definition.
 type Augment = fn(clap::Command) -> clap::Command;
 
-const DEFINITIONS: [(&str, Augment); 14] = [
+const DEFINITIONS: [(&str, Augment); 15] = [
     ("demo", demo::Args::augment_args),
     ("swap", swap::Args::augment_args),
     ("supervise", supervise::Args::augment_args),
     ("trigger", trigger::Args::augment_args),
     ("status", status::Args::augment_args),
+    ("doctor", doctor::Args::augment_args),
     ("commit", commit::Args::augment_args),
     ("abort", abort::Args::augment_args),
     ("hold-fds", hold_fds::Args::augment_args),
@@ -139,6 +148,7 @@ const DEFINITIONS: [(&str, Augment); 14] = [
     ("seal", seal::Args::augment_args),
     ("exec-successor", exec_successor::Args::augment_args),
     ("journal", journal::Args::augment_args),
+    ("wrap", wrap::Args::augment_args),
     ("kvd", kvd::Args::augment_args),
 ];
 
