@@ -377,7 +377,8 @@ impl Engine {
                 daemon.program.as_ref().map_or(String::new(), |(path, _)| path.display().to_string());
             self.say("info", &format!("{} serves: {binary}", daemon.process));
         }
-        if answer.found == Found::Serving && !self.former.is_empty() {
+        // While a handoff goes on, the one of before may have to take over again.
+        if matches!(answer.found, Found::Serving | Found::Nobody) && !self.former.is_empty() {
             self.feed(Input::Lingers);
         }
         self.tell_verdicts();
