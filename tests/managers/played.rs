@@ -153,6 +153,18 @@ impl Manager {
         fs::rename(self.path("beside"), self.path("handoff.toml")).unwrap();
     }
 
+    /// Has a shell become the daemon, after it has run this, and lets it say when it is ready.
+    fn configure_shell(&self, script: &str) {
+        self.configure("v1", &[]);
+        let text = fs::read_to_string(self.path("handoff.toml")).unwrap();
+        let (binary, args) = (format!("binary = \"{HANDOFF}\""), "args = [\"kvd\"");
+        assert!(text.contains(&binary) && text.contains(args), "{text}");
+        let script = format!("{script} exec '{HANDOFF}' \"$@\"");
+        let shell = format!("args = [\"-c\", {script:?}, \"sh\", \"kvd\"");
+        let text = text.replace(&binary, "binary = \"/bin/sh\"").replace(args, &shell);
+        fs::write(self.path("handoff.toml"), text + "[readiness]\nby = \"notify\"\n").unwrap();
+    }
+
     /// Starts the service with what is stored, as a service manager would.
     fn start(&mut self) {
         let program = Program::open(Path::new(HANDOFF)).unwrap();
@@ -477,4 +489,49 @@ fn socket_activate(manager: &Manager) -> Command {
     command.arg(notify).args([HANDOFF, "supervise", "--config"]).arg(manager.path("handoff.toml"));
     command.stdin(Stdio::null()).stderr(Stdio::piped());
     command
+}
+
+/// The daemon's helper says so on the supervisor's socket, when somebody lets it.
+#[test]
+fn a_daemon_that_is_to_say_that_it_is_ready_is_waited_for_and_its_words_are_passed_on() {
+    if !has_tool("systemd", Command::new("systemd-notify").arg("--version")) {
+        return;
+    }
+    let mut manager = Manager::new(false);
+    let gate = manager.path("gate");
+    let notify = "systemd-notify --status='reads its data' && systemd-notify EXTEND_TIMEOUT_USEC=7000000";
+    let helper = format!("(read _ <'{}' && systemd-notify --ready) &", gate.display());
+    manager.configure_shell(&format!("{notify} || exit 9; {helper}"));
+    assert!(Command::new("mkfifo").arg(&gate).status().unwrap().success());
+    manager.start();
+    let deadline = Instant::now() + PATIENCE;
+    while manager.label().as_deref() != Some("v1") {
+        assert!(Instant::now() < deadline, "{:?}", manager.said());
+        manager.take(Instant::now() + Duration::from_millis(10));
+    }
+    // It serves, and is asked for nothing more: but has not said so.
+    let until = Instant::now() + Duration::from_millis(300);
+    while manager.take(until) {}
+    assert!(!manager.news.iter().any(|message| message.says("READY")), "{:?}", manager.news);
+    let daemon = manager.daemon();
+    assert!(manager.statuses.contains(&format!("pid {daemon}: reads its data")), "{:?}", manager.statuses);
+    assert!(manager.extensions.contains(&Duration::from_secs(7)), "{:?}", manager.extensions);
+
+    // Nor does it count when somebody else says it.
+    let environ = fs::read(format!("/proc/{daemon}/environ")).unwrap();
+    let environ = environ.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+    let private =
+        environ.filter_map(|var| Some(var.strip_prefix("NOTIFY_SOCKET=")?.to_owned())).next().unwrap();
+    let address = datagram::Address::parse(OsStr::new(&private)).unwrap();
+    datagram::send_to(datagram::sender().unwrap().as_fd(), &address, b"READY=1\nSTATUS=a stranger", &[])
+        .unwrap();
+    let until = Instant::now() + Duration::from_millis(300);
+    while manager.take(until) {}
+    assert!(!manager.news.iter().any(|message| message.says("READY")), "{:?}", manager.news);
+
+    fs::write(&gate, "go\n").unwrap();
+    manager.expect("READY");
+    assert!(!manager.statuses.iter().any(|status| status.contains("stranger")), "{:?}", manager.statuses);
+    assert_eq!(manager.stop(), Some(0));
+    manager.expect_silence();
 }
