@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use handoff::proto::supervisor::{Action, Force, Found, How, Input, Job, Machine, Phase, Stop, Then, Timer, Word};
+use handoff::proto::supervisor::{
+    Action, Force, Found, How, Input, Job, Machine, Phase, Stop, Then, Timer, Word,
+};
 use stateright::{Checker, Model, Property};
 
 /// How many daemons there may be in one run.
@@ -147,11 +149,15 @@ impl System {
     fn step(&self, machine: &mut Machine, input: Input) -> Vec<Action> {
         let before = machine.phase;
         match (self.without, input) {
-            (Some(Rule::LooksBeforeItStarts), Input::DaemonLost(Then::Restart)) if before == Phase::Serving => {
+            (Some(Rule::LooksBeforeItStarts), Input::DaemonLost(Then::Restart))
+                if before == Phase::Serving =>
+            {
                 machine.phase = Phase::Starting;
                 return vec![Action::Start];
             }
-            (Some(Rule::LooksBeforeItFollows), Input::DaemonLost(Then::Follow)) if before == Phase::Serving => {
+            (Some(Rule::LooksBeforeItFollows), Input::DaemonLost(Then::Follow))
+                if before == Phase::Serving =>
+            {
                 machine.phase = Phase::Done(How::Follow);
                 return vec![Action::Exit(How::Follow)];
             }
@@ -221,7 +227,8 @@ impl World {
     /// What a look at the control path, the lock and the record finds at this moment.
     fn look(&self) -> (Found, Option<usize>) {
         if let Some(swap) = self.swap {
-            let answers = [swap.incumbent, swap.successor].into_iter().find(|daemon| self.is(*daemon, Daemon::Serving));
+            let answers =
+                [swap.incumbent, swap.successor].into_iter().find(|daemon| self.is(*daemon, Daemon::Serving));
             return match answers {
                 Some(daemon) => (Found::Busy, Some(daemon)),
                 // Its driver is waited for.
@@ -293,7 +300,10 @@ impl World {
     }
 
     fn act(&mut self) {
-        let Some(action) = self.supervisor.as_mut().and_then(|supervisor| supervisor.actions.pop_front()) else { return };
+        let Some(action) = self.supervisor.as_mut().and_then(|supervisor| supervisor.actions.pop_front())
+        else {
+            return;
+        };
         let (serves, swapping, looked) = (self.holder().is_some(), self.swap, self.look());
         let _ = looked;
         let Some(supervisor) = &mut self.supervisor else { return };
@@ -352,7 +362,11 @@ impl World {
                 self.ended = Some(how);
                 self.end_supervisor();
             }
-            Action::DeclineReexec | Action::Queue | Action::Refuse | Action::RefuseWaiting | Action::Tell(_) => {}
+            Action::DeclineReexec
+            | Action::Queue
+            | Action::Refuse
+            | Action::RefuseWaiting
+            | Action::Tell(_) => {}
         }
     }
 
@@ -455,7 +469,8 @@ impl Model for System {
                 moves.push(Move::Hang(daemon));
             }
         }
-        if left.rivals > 0 && world.swap.is_none() && world.look().0 == Found::Serving && world.made < DAEMONS {
+        if left.rivals > 0 && world.swap.is_none() && world.look().0 == Found::Serving && world.made < DAEMONS
+        {
             moves.push(Move::Rival);
         }
     }
@@ -685,7 +700,8 @@ fn check(budget: Budget, then: Then, without: Option<Rule>) -> (usize, Vec<Strin
     };
     let checker = System { budget, then, without }.checker().threads(2).visitor(visitor).spawn_bfs().join();
     let found = checker.discoveries().into_iter().map(|(name, path)| {
-        let steps: Vec<String> = path.clone().into_actions().iter().map(|step| format!("  {step:?}")).collect();
+        let steps: Vec<String> =
+            path.clone().into_actions().iter().map(|step| format!("  {step:?}")).collect();
         format!("{name}: {:?}\n{}", path.last_state().wrong, steps.join("\n"))
     });
     let found = found.collect();
@@ -700,7 +716,10 @@ fn the_supervisor_keeps_its_promises() {
         ("a kill, a rival, a death and a stop", Budget { kills: 1, rivals: 1, deaths: 1, stops: 1, ..NONE }),
         ("a swap, a hang and two stops", Budget { swaps: 1, hangs: 1, stops: 2, ..NONE }),
         ("two swaps, a rival and a hang", Budget { swaps: 2, rivals: 1, hangs: 1, ..NONE }),
-        ("two upgrades, a swap, a death and a stop", Budget { reexecs: 2, swaps: 1, deaths: 1, stops: 1, ..NONE }),
+        (
+            "two upgrades, a swap, a death and a stop",
+            Budget { reexecs: 2, swaps: 1, deaths: 1, stops: 1, ..NONE },
+        ),
         ("failures, a death and a stop", Budget { failures: 2, deaths: 1, stops: 1, ..NONE }),
     ];
     let mut all = BTreeSet::new();
@@ -712,9 +731,17 @@ fn the_supervisor_keeps_its_promises() {
             all.extend(seen);
         }
     }
-    for what in
-        ["started", "committed", "rolled back", "adopted", "killed in a swap", "reexec", "stopped", "followed", "a lingerer is ended"]
-    {
+    for what in [
+        "started",
+        "committed",
+        "rolled back",
+        "adopted",
+        "killed in a swap",
+        "reexec",
+        "stopped",
+        "followed",
+        "a lingerer is ended",
+    ] {
         assert!(all.contains(what), "{what} never happened: {all:?}");
     }
 }
