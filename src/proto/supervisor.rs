@@ -428,7 +428,7 @@ impl Machine {
         if self.stop > Stop::No || matches!(self.phase, P::Done(_)) || self.waiting.len() >= WAITING_MAX {
             return vec![Refuse];
         }
-        if !waits && !(is_brief && self.waiting.is_empty()) {
+        if !(waits || is_brief && self.waiting.is_empty()) {
             return vec![Refuse];
         }
         self.waiting.push_back(job);
