@@ -7,15 +7,18 @@ mod show;
 mod source;
 mod start;
 
-use std::path::PathBuf;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 
 use clap::ValueHint;
 use handoff::listen::Listen;
-use handoff::supervise::Settings;
+use handoff::supervise::{self, Ended, Own, Settings};
+use handoff::sys::end;
 use serde::Serialize;
 
 use crate::exit::{self, Exit};
-use crate::{logging, out};
+use crate::{link, logging, out};
 
 use faults::Fault;
 pub use load::is_supervisor;
@@ -78,9 +81,13 @@ pub struct Args {
     #[arg(long)]
     ignore_record: bool,
 
-    /// The daemon's program and its arguments; a name without a slash is looked up in PATH
-    #[arg(value_name = "PROG", trailing_var_arg = true, allow_hyphen_values = true, value_hint = ValueHint::CommandWithArguments, required_unless_present = "config")]
-    words: Vec<String>,
+    /// The daemon's program, instead of binary and args; a name without a slash is looked up in PATH
+    #[arg(value_name = "PROG", value_hint = ValueHint::CommandName, required_unless_present = "config")]
+    program: Option<String>,
+
+    /// Its arguments
+    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true, value_hint = ValueHint::AnyPath)]
+    args: Vec<String>,
 }
 
 const EXAMPLES: &str = "
@@ -108,6 +115,16 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     }
 }
 
+/// Reads and checks a configuration alone.
+///
+/// # Errors
+///
+/// Everything that is wrong, each a phrase that reads after "unable to".
+pub fn read(config: &Path) -> Result<Settings, Vec<String>> {
+    let sources = Sources { config: Some(config.to_owned()), flags: Flags::default() };
+    sources.load(|_| Binary::Needed).map_err(|faults| faults.iter().map(Fault::to_string).collect())
+}
+
 fn sources(args: Args) -> Sources {
     Sources {
         config: args.config,
@@ -119,7 +136,7 @@ fn sources(args: Args) -> Sources {
             listen: args.listen,
             ready_fd: args.ready_fd,
             ignore_record: args.ignore_record,
-            words: args.words,
+            words: args.program.into_iter().chain(args.args).collect(),
         },
     }
 }
@@ -163,6 +180,33 @@ fn check(sources: &Sources, json: bool) -> anyhow::Result<Exit> {
 }
 
 fn supervise(settings: Settings, sources: Sources) -> anyhow::Result<Exit> {
-    let _ = (settings, sources.reload());
-    anyhow::bail!("the engine is not there yet")
+    let program = link::own_program()?;
+    let say = |level: &str, text: &str| out::say("supervise", level, text);
+    let own = Own::new(env!("CARGO_PKG_VERSION"), program, move || sources.reload(), say);
+    let ended = supervise::run(settings, own).map_err(|e| exit::attempt(e, "supervise the daemon"))?;
+    Ok(match ended {
+        Ended::Stopped => Exit::Done,
+        Ended::Followed(Some(status)) => follow(status),
+        Ended::Followed(None) => {
+            out::say(
+                "supervise",
+                "fatal",
+                "the daemon is gone; it was started by another supervisor, so that how it ended is not known",
+            );
+            Exit::NothingServing
+        }
+        Ended::Blocked(who) => {
+            out::say("supervise", "fatal", &format!("unable to start the daemon: {who}"));
+            Exit::Refused
+        }
+    })
+}
+
+/// Ends as the daemon did, so that the policies of a service manager apply to it.
+fn follow(status: ExitStatus) -> ! {
+    if let Some(signal) = status.signal() {
+        end::die_of_number(signal);
+    }
+    // One of the signals that have no name here: as a shell has it.
+    std::process::exit(status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1))
 }

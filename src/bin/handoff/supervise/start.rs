@@ -62,7 +62,6 @@ impl Start {
 
     fn recorded(settings: &Settings, record: &OwnerRecord) -> Self {
         let Program { binary, args, directory, .. } = boot_program(record);
-        let binary = PathBuf::from(binary);
         if let Err(e) = spawn::Program::open(&binary) {
             return Self::configured(settings, format!("the owner record's program is gone: {e}"));
         }
@@ -73,7 +72,7 @@ impl Start {
                 "generation {generation} in the owner record is on trial, so that the one before it counts"
             ),
         };
-        Self::Record { binary, args, directory: directory.map(PathBuf::from), why }
+        Self::Record { binary, args, directory, why }
     }
 
     /// Whether the program that is configured would be run.
