@@ -1,0 +1,21 @@
+#!/bin/sh
+# nginx.sh CONF [ARG...]: nginx under `handoff wrap`, to be started and, with the next CONF, to be swapped to:
+#
+#     LISTEN=0.0.0.0:80 nginx.sh /etc/nginx/v1.conf &
+#     LISTEN=0.0.0.0:80 handoff swap nginx.sh /etc/nginx/v2.conf
+#
+# HANDOFF_CONTROL and HANDOFF_DATA_DIR say where it answers and where its lock is. What to have in CONF:
+#
+#     listen 0.0.0.0:80 backlog=4096;   the address as LISTEN says it, or nginx binds one of its own; with the queue's length,
+#                                       or nginx makes it shorter, for its successor too
+#     pid /run/nginx.pid;               or another file, or /dev/null: nobody reads it
+#
+# nginx finds the socket by the variable NGINX, with which it passes its sockets to itself. QUIT lets it answer what it has accepted;
+# it closes connections that are idle, and a request that is on its way on one of them meets a reset, as with nginx's own reload.
+# --check is `nginx -t`, while the one before still serves.
+set -eu
+conf=$1
+shift
+exec handoff wrap --listen "http=${LISTEN:-0.0.0.0:80}" --no-listen-fds --env 'NGINX={http};' --drain QUIT \
+    --check "nginx -t -q -e stderr -c '$conf'" --ready http:/ --ready-timeout "${READY_TIMEOUT:-60s}" \
+    -- nginx -e stderr -c "$conf" -g 'daemon off;' "$@"
