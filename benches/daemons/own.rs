@@ -62,10 +62,14 @@ impl Own {
             "haproxy" => Signal::SIGUSR1,
             _ => Signal::SIGTERM,
         };
-        if let Some(main) = self.main() {
-            send(main, graceful);
+        let until = Instant::now() + PATIENCE;
+        // HAProxy's master forgets what it is told in its first moments.
+        while !self.site.running().is_empty() && Instant::now() < until {
+            if let Some(main) = self.main() {
+                send(main, graceful);
+            }
+            self.until(Duration::from_secs(1), || self.site.running().is_empty());
         }
-        self.until(PATIENCE, || self.site.running().is_empty());
         self.launch();
         self.comes(label)
     }

@@ -10,7 +10,9 @@
 #
 #     server = ThreadingHTTPServer(address, Handler, bind_and_activate=False)
 #     server.socket = socket.socket(fileno=int(sys.argv[1]))
-#     daemon_threads = False, and on SIGTERM server.shutdown() from another thread, then server.server_close(): it waits for the threads
+#     daemon_threads = False                        in the server's class: server_close() waits for the answers that are being written
+#     signal.sigwait({signal.SIGTERM})              in a thread, and SIGTERM blocked in all of them; a handler that starts a thread can
+#     server.shutdown()                             wait for ever. In the end, in the main thread, server.server_close()
 #
 # --check compiles the program, while the one before still serves.
 set -eu

@@ -90,6 +90,7 @@ impl Counts {
         self.kept_closed += other.kept_closed;
         self.stall = self.stall.max(other.stall);
         self.said.extend(other.said);
+        self.said.truncate(5);
     }
 }
 

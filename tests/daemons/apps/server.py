@@ -61,14 +61,16 @@ def serving():
     return passed
 
 
-def stop(*_):
+def stop():
+    # Not a handler, which may come while this thread starts another one and has the lock that it would need.
+    signal.sigwait({signal.SIGTERM})
     stopping.set()
-    # It waits for the loop that this handler has interrupted.
-    threading.Thread(target=server.shutdown).start()
+    server.shutdown()
 
 
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 stopping = threading.Event()
 server = serving()
-signal.signal(signal.SIGTERM, stop)
+threading.Thread(target=stop, daemon=True).start()
 server.serve_forever(poll_interval=0.01)
 server.server_close()
