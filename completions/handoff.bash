@@ -954,7 +954,7 @@ _handoff() {
             return 0
             ;;
         handoff__subcmd__status)
-            opts="-h --control --data-dir --timeout --json --verbose --help"
+            opts="-h --control --data-dir --timeout --json --metrics --journal --trigger --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -986,6 +986,36 @@ _handoff() {
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --journal)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --trigger)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
                     fi
                     return 0
                     ;;
@@ -1135,7 +1165,7 @@ _handoff_takes_value() {
     case "$1,$2" in
         'demo,--seconds' | 'demo,--clients' | 'demo,--data-dir') return 0 ;;
         'swap,--control' | 'swap,--journal' | 'swap,--drain-grace' | 'swap,--deadline' | 'swap,--warm-up-limit' | 'swap,--stand-by' | 'swap,--bake' | 'swap,--health' | 'swap,--health-interval' | 'swap,--health-timeout' | 'swap,--env' | 'swap,--output' | 'swap,--cgroup' | 'swap,--progress') return 0 ;;
-        'status,--control' | 'status,--data-dir' | 'status,--timeout') return 0 ;;
+        'status,--control' | 'status,--data-dir' | 'status,--timeout' | 'status,--journal' | 'status,--trigger') return 0 ;;
         'commit,--control' | 'commit,--timeout' | 'commit,--progress') return 0 ;;
         'abort,--control' | 'abort,--timeout' | 'abort,--reason') return 0 ;;
         'hold-fds,--listen' | 'hold-fds,--from' | 'hold-fds,--forget' | 'hold-fds,--store' | 'hold-fds,--serve' | 'hold-fds,--allow' | 'hold-fds,--allow-store' | 'hold-fds,--ready-fd' | 'hold-fds,--name' | 'hold-fds,--only' | 'hold-fds,--as' | 'hold-fds,--fd' | 'hold-fds,--stdin' | 'hold-fds,--control' | 'hold-fds,--timeout') return 0 ;;

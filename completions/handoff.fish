@@ -72,7 +72,10 @@ complete -c handoff -n "__fish_handoff_using_subcommand swap" -s h -l help -d 'P
 complete -c handoff -n "__fish_handoff_using_subcommand status" -l control -d 'Ask the daemon at this Unix socket [default: control in the data directory]' -r -F
 complete -c handoff -n "__fish_handoff_using_subcommand status" -l data-dir -d 'Look into this data directory if nobody answers' -r -f -a "(__fish_complete_directories)"
 complete -c handoff -n "__fish_handoff_using_subcommand status" -l timeout -d 'Wait so long for an answer' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand status" -l journal -d 'With --metrics: count the handoffs of this journal and its old files' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand status" -l trigger -d 'With --metrics: ask the supervisor at this Unix socket too' -r -F
 complete -c handoff -n "__fish_handoff_using_subcommand status" -l json -d 'Print one JSON object'
+complete -c handoff -n "__fish_handoff_using_subcommand status" -l metrics -d 'Print OpenMetrics text, for Prometheus and its like'
 complete -c handoff -n "__fish_handoff_using_subcommand status" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand status" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand commit" -l control -d 'Ask the daemon at this Unix socket' -r -F
@@ -226,7 +229,7 @@ function __handoff_takes_value
             return 0
         case 'swap,--control' 'swap,--journal' 'swap,--drain-grace' 'swap,--deadline' 'swap,--warm-up-limit' 'swap,--stand-by' 'swap,--bake' 'swap,--health' 'swap,--health-interval' 'swap,--health-timeout' 'swap,--env' 'swap,--output' 'swap,--cgroup' 'swap,--progress'
             return 0
-        case 'status,--control' 'status,--data-dir' 'status,--timeout'
+        case 'status,--control' 'status,--data-dir' 'status,--timeout' 'status,--journal' 'status,--trigger'
             return 0
         case 'commit,--control' 'commit,--timeout' 'commit,--progress'
             return 0

@@ -106,6 +106,7 @@
 //! On Linux. The protocol on the wire, the state machines and what has been proved of them are in ARCHITECTURE.md.
 
 pub mod acceptor;
+pub mod activation;
 pub mod chain;
 mod channel;
 pub mod control;
@@ -115,10 +116,12 @@ pub mod drainable;
 mod drive;
 pub mod error;
 pub mod fds;
+pub mod health;
 pub mod holder;
 pub mod incumbent;
 pub mod journal;
 pub mod listen;
+pub mod metrics;
 pub mod notify;
 pub mod proto;
 mod recover;
@@ -126,10 +129,13 @@ pub mod role;
 mod serve;
 mod session;
 pub mod steps;
+#[doc(hidden)]
+pub mod suggest;
 pub mod supervise;
 pub mod supervisor;
 #[doc(hidden)]
 pub mod sys;
+pub mod wrap;
 
 pub use acceptor::{Acceptor, listen};
 pub use data_dir::DataDirLock;

@@ -28,6 +28,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::fds;
+use crate::suggest::{distance, nearest};
 use crate::sys::bind::{self, Access, Occupied, Options};
 use crate::sys::socket::Transport;
 use crate::sys::unix::PATH_MAX;
@@ -232,7 +233,7 @@ fn scheme(text: &str) -> Result<(Scheme, &str), String> {
     }
     let looks_like_one = word.starts_with(|c: char| c.is_ascii_alphabetic())
         && word != "localhost"
-        && (rest.contains([':', '/', '@', '[']) || nearest(word, SCHEMES.map(|(name, _)| name)).is_some());
+        && (rest.contains([':', '/', '@', '[']) || nearest(word, &SCHEMES.map(|(name, _)| name)).is_some());
     if looks_like_one && !word.contains('.') {
         let known = SCHEMES.map(|(name, _)| name).join(", ");
         return Err(format!(
@@ -433,26 +434,7 @@ fn unknown(word: &str) -> String {
 }
 
 fn suggestion<const N: usize>(word: &str, known: [&'static str; N]) -> String {
-    nearest(word, known).map_or_else(String::new, |near| format!(" (perhaps {near})"))
-}
-
-/// Returns what the word may have been meant to be.
-fn nearest<const N: usize>(word: &str, known: [&'static str; N]) -> Option<&'static str> {
-    let near = known.into_iter().map(|name| (distance(word, name), name)).min()?;
-    (near.0 <= word.len().min(near.1.len()).div_ceil(2)).then_some(near.1)
-}
-
-/// How many characters have to be changed, added or left out to get from one word to the other.
-fn distance(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.bytes().enumerate() {
-        let mut before = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in to.bytes().enumerate() {
-            let here = (before + usize::from(a != b)).min(row[j] + 1).min(row[j + 1] + 1);
-            before = std::mem::replace(&mut row[j + 1], here);
-        }
-    }
-    row[to.len()]
+    nearest(word, &known).map_or_else(String::new, |near| format!(" (perhaps {near})"))
 }
 
 fn on_or_off(name: &str, value: Option<&str>) -> Result<bool, String> {

@@ -104,7 +104,9 @@ fn found(parties: &Parties, outcome: &Outcome) -> Vec<Event> {
     let conclusion = reason_of(outcome).unwrap_or_else(|| plain.to_owned());
     let ended = match outcome {
         Outcome::Committed => parties.record().map(|record| committed(&record)),
-        Outcome::RolledBack(reason) => Some(Event::RolledBack { reason: reason.to_string() }),
+        Outcome::RolledBack(reason) => {
+            Some(Event::RolledBack { reason: reason.to_string(), cause: Some(reason.kind().to_owned()) })
+        }
         Outcome::Retired => Some(Event::Retired),
         Outcome::Refused(_) | Outcome::NothingServing(_) | Outcome::Undecided(_) => None,
     };

@@ -17,6 +17,7 @@ use crate::proto::wire::PhaseMark;
 use crate::recover;
 pub use crate::recover::Recovered;
 use crate::supervise::wire::Ended;
+use crate::sys::spawn::Program;
 
 /// Runs handoffs between the daemon at a control path and its successors.
 ///
@@ -39,6 +40,8 @@ pub struct SpawnSpec {
     pub args: Vec<String>,
     /// Variables to set in its environment, which is otherwise this process's.
     pub env: Vec<(String, String)>,
+    /// Variables of this process's environment that it does not get.
+    pub unset: Vec<String>,
     /// How long the incumbent may take to finish what is in flight.
     pub drain_grace: Duration,
     /// From the moment the successor is warm to the latest moment of a grant.
@@ -82,6 +85,7 @@ impl Default for SpawnSpec {
             binary: PathBuf::new(),
             args: vec![],
             env: vec![],
+            unset: vec![],
             drain_grace: Duration::from_secs(25),
             deadline: Duration::from_secs(60),
             warm_up: Duration::from_secs(600),
@@ -299,9 +303,41 @@ impl Supervisor {
         spec: SpawnSpec,
         observer: &mut dyn FnMut(&Event<'_>) -> Wish,
     ) -> Result<HandoffOutcome> {
+        let program = Program::open(&spec.binary)?;
+        self.perform_opened(program, spec, observer)
+    }
+
+    /// As [`perform_observed`](Self::perform_observed), with a program that was opened and looked at before: what runs is that file, whatever has its
+    /// path by now.
+    ///
+    /// # Errors
+    ///
+    /// As [`perform_handoff`](Self::perform_handoff).
+    pub fn perform_opened(
+        &self,
+        program: Program,
+        spec: SpawnSpec,
+        observer: &mut dyn FnMut(&Event<'_>) -> Wish,
+    ) -> Result<HandoffOutcome> {
         let listeners = self.listeners()?;
-        let journal = self.journal.as_ref().map(Journal::open).transpose()?;
-        Drive::new(&self.control, spec, listeners, journal, observer)?.run()
+        Drive::new(&self.control, program, spec, listeners, self.open_journal()?, observer)?.run()
+    }
+
+    /// Ends the daemon at the control path without a successor, a planned stop: it drains, makes its data final and ends.
+    ///
+    /// # Errors
+    ///
+    /// As [`perform_handoff`](Self::perform_handoff).
+    pub fn retire(
+        &self,
+        spec: SpawnSpec,
+        observer: &mut dyn FnMut(&Event<'_>) -> Wish,
+    ) -> Result<HandoffOutcome> {
+        Drive::retiring(&self.control, spec, self.open_journal()?, observer)?.retire()
+    }
+
+    fn open_journal(&self) -> Result<Option<Journal>> {
+        self.journal.as_ref().map(Journal::open).transpose()
     }
 
     fn listeners(&self) -> Result<Vec<(String, OwnedFd)>> {

@@ -14,7 +14,7 @@ use crate::channel::{Channel, Incoming};
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::fds::{self, Plan};
-use crate::journal::{Actor, Event as Entry, Journal, Requester, Stamp};
+use crate::journal::{Actor, Event as Entry, Journal, Measurements, Requester, Stamp};
 use crate::proto::driver::{Action, Input, Machine, Next, Order, Outcome, Phase, Refusal, Timer};
 use crate::proto::party::{ProcessId, Tree};
 use crate::proto::wire::{Begin, Message, Offer, PhaseMark, Prepared, Report, Served};
@@ -26,7 +26,7 @@ use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, Output, Sp
 use crate::sys::poll::{self, Want};
 use crate::sys::process::{PidFd, Signal};
 use crate::sys::spawn::{Image, Program, Spawn};
-use crate::sys::{clock, queue, tree, unix};
+use crate::sys::{children, clock, queue, tree, unix};
 pub(crate) use state::{Inheritance, State, Target};
 
 /// How long an answer that needs no work may take.
@@ -130,14 +130,13 @@ impl<'a> Drive<'a> {
     /// A driver that starts the successor first, and holds nowhere unless it is asked to.
     pub(crate) fn new(
         control: &'a Path,
+        program: Program,
         spec: SpawnSpec,
         listeners: Vec<(String, OwnedFd)>,
         journal: Option<Journal>,
         observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
     ) -> Result<Self> {
         let holds = if spec.step { Holds::Asking } else { Holds::Never };
-        // Opened before anything is asked of the incumbent, and executed by this descriptor.
-        let program = Program::open(&spec.binary)?;
         let mut drive = Self::without_program(control, spec, Order::Warm, listeners, journal, observer)?;
         drive.holds = holds;
         drive.set_program(program);
@@ -198,6 +197,35 @@ impl<'a> Drive<'a> {
             cancelled: false,
             warm: false,
         })
+    }
+
+    /// A driver of a planned stop.
+    pub(crate) fn retiring(
+        control: &'a Path,
+        spec: SpawnSpec,
+        journal: Option<Journal>,
+        observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
+    ) -> Result<Self> {
+        Self::without_program(control, spec, Order::Cold, vec![], journal, observer)
+    }
+
+    /// Has the incumbent drain, seal and end.
+    pub(crate) fn retire(mut self) -> Result<HandoffOutcome> {
+        self.take_lease()?;
+        if self.is_held() {
+            self.note_begun()?;
+        }
+        let rest = [Phase::Prepared, Phase::Drained, Phase::Sealed, Phase::Widowed];
+        for phase in rest {
+            let next = match phase {
+                Phase::Prepared | Phase::Drained => Next::Phase,
+                _ => Next::Retire,
+            };
+            if self.machine.phase == phase {
+                self.go(next)?;
+            }
+        }
+        self.finish()
     }
 
     /// Says what is to be started.
@@ -263,7 +291,9 @@ impl<'a> Drive<'a> {
                 None if self.is_held() && self.holds == Holds::Returning => return Ok(()),
                 None if self.leaves_trial && self.machine.phase == Phase::Baking => {
                     self.tell_journal();
+                    self.measure();
                     self.note_serving();
+                    self.note_measured();
                     return Ok(());
                 }
                 None => self.wait()?,
@@ -912,6 +942,7 @@ impl<'a> Drive<'a> {
         image.args = self.spec.args.iter().map(OsString::from).collect();
         // They are a driver's: a daemon, and what it starts one day, would write to another's handoff.
         image.env.retain(|(name, _)| name != ID_VAR && name != JOURNAL_VAR);
+        image.env.retain(|(name, _)| !self.spec.unset.iter().any(|unset| name.as_os_str() == unset.as_str()));
         for (name, value) in &self.spec.env {
             image.env.retain(|(other, _)| other.as_os_str() != name.as_str());
             image.env.push((name.into(), value.into()));
@@ -1124,6 +1155,20 @@ impl<'a> Drive<'a> {
             self.overflows_before.zip(overflows()).map(|(before, after)| after.saturating_sub(before));
     }
 
+    /// Nobody waits for the journal any more: how it ended is known.
+    fn note_measured(&mut self) {
+        let measured = &self.measured;
+        let drained = self.stopped_us.is_some();
+        self.note(Entry::Measured(Measurements {
+            total_ms: Some(measured.total_ms),
+            conns_at_drain: drained.then_some(measured.conns_at_drain),
+            conns_remaining: drained.then_some(measured.conns_remaining),
+            queue_peak: measured.queue_peak,
+            queue_limit: measured.queue_limit,
+            overflows: measured.overflows,
+        }));
+    }
+
     /// Why it was undone; of a successor that died, the driver alone knows how: it is its parent.
     fn why(&mut self, outcome: &Outcome) -> Option<String> {
         if let Outcome::RolledBack(Reason::SuccessorLost | Reason::LeaseLost) = outcome
@@ -1138,6 +1183,9 @@ impl<'a> Drive<'a> {
 
     fn note_end(&mut self, outcome: &Outcome, why: Option<String>) {
         self.tell_journal();
+        if !matches!(outcome, Outcome::Refused(_)) {
+            self.note_measured();
+        }
         let entry = match outcome {
             Outcome::Committed => Entry::Committed {
                 generation: match self.served {
@@ -1153,7 +1201,8 @@ impl<'a> Drive<'a> {
                 gap_us: self.measured.gap_us,
             },
             Outcome::RolledBack(reason) => {
-                Entry::RolledBack { reason: why.unwrap_or_else(|| reason.to_string()) }
+                let cause = Some(reason.kind().to_owned());
+                Entry::RolledBack { reason: why.unwrap_or_else(|| reason.to_string()), cause }
             }
             Outcome::Retired => Entry::Retired,
             Outcome::Refused(_) => return,
@@ -1197,8 +1246,12 @@ impl Successor {
             tracing::warn!(pid = self.leader.pid(), "the successor does not go: killing it");
         }
         self.kill();
-        // Reaps it; if it still lives, somebody else has to.
-        let _ = self.reap();
+        // If it still lives, somebody else has to reap it.
+        if self.reap().is_none()
+            && let Some(child) = &self.child
+        {
+            children::disown(child.id());
+        }
         None
     }
 
@@ -1227,6 +1280,7 @@ fn put_down(mut child: Child) {
     while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
         std::thread::sleep(TICK_GAP);
     }
+    children::disown(child.id());
 }
 
 fn fetch_stdio(incumbent: &mut Control, deadline: Instant) -> Result<Option<[OwnedFd; 2]>> {

@@ -35,6 +35,7 @@
 //! must not be lost: the record of the current binary, and those of an unfinished handoff. The old one becomes `NAME.1`.
 
 mod follow;
+mod history;
 mod id;
 mod read;
 mod record;
@@ -57,9 +58,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use follow::Follower;
+pub use history::{History, history};
 pub use id::new_handoff_id;
 pub use read::{Contents, TornTail, read};
-pub use record::{Actor, Event, FORMAT, Header, Record, Requester, Stamp, micros, utc};
+pub use record::{Actor, Event, FORMAT, Header, Measurements, Record, Requester, Stamp, micros, utc};
 pub use repair::{Moved, Repair, repair};
 pub use story::{
     Current, Evidence, HandoffSummary, Mark, Outcome, Unfinished, current, handoffs, unfinished,

@@ -141,11 +141,16 @@ pub enum Event {
     },
     /// The incumbent serves on.
     RolledBack {
-        /// Why.
+        /// Why, for people.
         reason: String,
+        /// The same as a word ([`Reason::kind`](crate::proto::Reason::kind)), where whoever wrote it knew one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<String>,
     },
     /// The incumbent has sealed and ended without a successor: a planned stop.
     Retired,
+    /// What the driver has measured beside the phases; it stands before how the handoff ended.
+    Measured(Measurements),
     /// The driver does not know how the handoff ended.
     Undecided {
         /// What it knows.
@@ -189,6 +194,29 @@ pub enum Event {
     /// An event that a newer version knows, as it stands in the file.
     #[serde(untagged)]
     Unknown(serde_json::Value),
+}
+
+/// What a driver measures in a handoff beside its phases and its gap. What is not known is left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measurements {
+    /// From the driver's first question to the end, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_ms: Option<u64>,
+    /// Client connections that were open when the drain began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conns_at_drain: Option<u32>,
+    /// Of those, how many were still open when it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conns_remaining: Option<u32>,
+    /// The most connections that were seen in the accept queues of the listening TCP sockets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_peak: Option<u32>,
+    /// How many fit into the smallest of those queues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_limit: Option<u32>,
+    /// Connections that found a queue full, on the whole machine (or network namespace), from beginning to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overflows: Option<u64>,
 }
 
 /// Who asked for a handoff.
@@ -380,8 +408,9 @@ impl fmt::Display for Event {
                 write!(f, "committed: generation {generation}, {} ({build_id})", binary.display())?;
                 gap_us.map_or(Ok(()), |gap| write!(f, ", gap {}", micros(gap)))
             }
-            Self::RolledBack { reason } => write!(f, "rolled back: {reason}"),
+            Self::RolledBack { reason, .. } => write!(f, "rolled back: {reason}"),
             Self::Retired => f.write_str("retired: the data is sealed, and nobody serves"),
+            Self::Measured(measured) => write!(f, "measured: {measured}"),
             Self::Undecided { detail } => write!(f, "undecided: {detail}"),
             Self::Recovered { conclusion } => write!(f, "recovered: {conclusion}"),
             Self::Started { generation, binary, build_id, .. } => {
@@ -394,6 +423,25 @@ impl fmt::Display for Event {
             }
             Self::Unknown(value) => write!(f, "unknown event: {value}"),
         }
+    }
+}
+
+/// What is known, as a list.
+impl fmt::Display for Measurements {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let conns = self.conns_at_drain.map(|conns| match self.conns_remaining {
+            Some(left) => format!("{conns} connections, {left} left by the drain"),
+            None => format!("{conns} connections"),
+        });
+        let queue = self.queue_peak.map(|peak| match self.queue_limit {
+            Some(limit) => format!("queue {peak}/{limit}"),
+            None => format!("queue {peak}"),
+        });
+        let overflows = self.overflows.map(|overflows| format!("{overflows} overflows"));
+        let total = self.total_ms.map(|ms| format!("{} in all", micros(ms.saturating_mul(1_000))));
+        let known: Vec<String> = [conns, queue, overflows, total].into_iter().flatten().collect();
+        f.write_str(if known.is_empty() { "nothing" } else { "" })?;
+        f.write_str(&known.join(", "))
     }
 }
 
@@ -494,6 +542,22 @@ mod tests {
             "\n"
         );
         assert_eq!(String::from_utf8(drain.encode()).unwrap(), line);
+        let measured = record(Event::Measured(Measurements {
+            total_ms: Some(1204),
+            conns_at_drain: Some(16),
+            conns_remaining: Some(0),
+            queue_peak: Some(12),
+            queue_limit: Some(4096),
+            overflows: Some(0),
+        }));
+        let line = concat!(
+            r#"{"crc":"9270c56f","seq":3,"handoff":"h1","wall_ms":1772366400250,"mono_us":42,"boot_id":"b","pid":7,"#,
+            r#""actor":"driver","event":{"kind":"measured","total_ms":1204,"conns_at_drain":16,"conns_remaining":0,"#,
+            r#""queue_peak":12,"queue_limit":4096,"overflows":0}}"#,
+            "\n"
+        );
+        assert_eq!(String::from_utf8(measured.encode()).unwrap(), line);
+        assert_eq!(round_trip(&measured), measured);
         let header = Header { format: 1, file: "f".into(), rotated_from: None, wall_ms: 5 };
         let line = concat!(
             r#"{"crc":"bcd459b7","journal":"handoff","format":1,"file":"f","rotated_from":null,"wall_ms":5}"#,
@@ -555,7 +619,7 @@ mod tests {
                 build_id: "v2".into(),
                 gap_us: Some(312),
             },
-            Event::RolledBack { reason: "died".into() },
+            Event::RolledBack { reason: "died".into(), cause: Some("successor-lost".into()) },
             Event::Undecided { detail: "?".into() },
             Event::Recovered { conclusion: "nothing to do".into() },
             Event::Started {
@@ -581,6 +645,31 @@ mod tests {
         let newer = Record { actor: Actor::Other("oracle".into()), ..record(Event::Unknown(raw)) };
         assert_eq!(round_trip(&newer), newer);
         assert!(newer.to_string().contains("teleported"));
+    }
+
+    #[test]
+    fn a_rollback_without_a_cause_is_read_and_written_as_before() {
+        let text = r#"{"kind":"rolled_back","reason":"it died"}"#;
+        let event: Event = serde_json::from_str(text).unwrap();
+        assert_eq!(event, Event::RolledBack { reason: "it died".into(), cause: None });
+        assert_eq!(serde_json::to_string(&event).unwrap(), text);
+    }
+
+    #[test]
+    fn what_was_measured_is_listed_as_far_as_it_is_known() {
+        let shown = |measured| Event::Measured(measured).to_string();
+        assert_eq!(shown(Measurements::default()), "measured: nothing");
+        let all = Measurements {
+            total_ms: Some(1204),
+            conns_at_drain: Some(16),
+            conns_remaining: Some(2),
+            queue_peak: Some(12),
+            queue_limit: Some(4096),
+            overflows: Some(0),
+        };
+        let expected =
+            "measured: 16 connections, 2 left by the drain, queue 12/4096, 0 overflows, 1.20 s in all";
+        assert_eq!(shown(all), expected);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::record::{Actor, Event, Record, Stamp, utc};
+use super::record::{Actor, Event, Measurements, Record, Stamp, utc};
 
 /// One handoff.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -21,6 +21,9 @@ pub struct HandoffSummary {
     pub last: Stamp,
     /// The phases that were reached, in the file's order.
     pub phases: Vec<Mark>,
+    /// What was measured, where a driver lived to tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measurements>,
     /// How it ended.
     pub outcome: Outcome,
     /// When it was known how it ended.
@@ -52,6 +55,9 @@ pub enum Outcome {
     RolledBack {
         /// Why.
         reason: String,
+        /// The same as a word, where whoever wrote it knew one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cause: Option<String>,
     },
     /// The incumbent has sealed and ended without a successor.
     Retired,
@@ -168,6 +174,7 @@ impl HandoffSummary {
             started: record.stamp.clone(),
             last: record.stamp.clone(),
             phases: Vec::new(),
+            measured: None,
             outcome: Outcome::Unfinished,
             ended: None,
         };
@@ -187,7 +194,10 @@ impl HandoffSummary {
                 });
             }
             Event::Committed { gap_us, .. } => self.end(Outcome::Committed { gap_us: *gap_us }, record),
-            Event::RolledBack { reason } => self.end(Outcome::RolledBack { reason: reason.clone() }, record),
+            Event::RolledBack { reason, cause } => {
+                self.end(Outcome::RolledBack { reason: reason.clone(), cause: cause.clone() }, record);
+            }
+            Event::Measured(measured) => self.measured = Some(*measured),
             Event::Retired => self.end(Outcome::Retired, record),
             // The Committed or RolledBack that it found stands before it, and says more.
             Event::Recovered { conclusion } if self.ended.is_none() => {
@@ -260,7 +270,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Committed { .. } => f.write_str("committed"),
-            Self::RolledBack { reason } => write!(f, "rolled back: {reason}"),
+            Self::RolledBack { reason, .. } => write!(f, "rolled back: {reason}"),
             Self::Retired => f.write_str("retired"),
             Self::Recovered { conclusion } => write!(f, "recovered: {conclusion}"),
             Self::Undecided { detail } => write!(f, "undecided: {detail}"),

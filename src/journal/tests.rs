@@ -890,6 +890,51 @@ fn descriptors_of(rig: &Rig) -> usize {
     links.filter(|target| target.starts_with(rig.dir.path())).count()
 }
 
+// The files together.
+
+#[test]
+fn a_history_has_every_record_of_every_file_once() {
+    let rig = Rig::new();
+    let options = Options { max_bytes: 2500, ..Options::default() };
+    let mut journal = Journal::open_with(&rig.path, &options).unwrap();
+    for n in 0..60 {
+        let event = if n % 5 == 0 { begun() } else { committed(n) };
+        journal.append(&format!("h{}", n / 5), Actor::Driver, event).unwrap();
+    }
+    let history = history(&rig.path).unwrap();
+    let seqs: Vec<_> = history.records.iter().map(|record| record.seq).collect();
+    let oldest = seqs[0];
+    // The one that a rotation has carried over into the oldest file stands alone before the others.
+    assert!(seqs[1..].windows(2).all(|pair| pair[1] == pair[0] + 1), "from {oldest}: {seqs:?}");
+    assert_eq!((seqs.last(), history.files), (Some(&60), rig.files().len()));
+    assert!(history.files > 2 && !history.torn && history.damage.is_none(), "{history:?}");
+}
+
+#[test]
+fn a_history_ends_at_damage_and_at_a_journal_that_was_here_before() {
+    let rig = Rig::new();
+    worn(&rig);
+    let mut journal = rig.holding_until_rotated();
+    journal.append("h3", Actor::Driver, begun()).unwrap();
+    drop(journal);
+    let newest = read(&rig.path).unwrap().records;
+    let all = history(&rig.path).unwrap();
+    assert!(all.records.len() > newest.len() && all.files == 2, "{all:?}");
+
+    let older = rotate::numbered(&rig.path, 1);
+    let sound = fs::read(&older).unwrap();
+    let mut bad = sound.clone();
+    bad[sound.len() / 2] ^= 1;
+    fs::write(&older, bad).unwrap();
+    let cut = history(&rig.path).unwrap();
+    assert_eq!((&cut.records, cut.files), (&newest, 1));
+    assert!(cut.damage.unwrap().contains("journal.1"));
+
+    fs::copy(Rig::with_notes(3).path, &older).unwrap();
+    let alone = history(&rig.path).unwrap();
+    assert_eq!((&alone.records, alone.damage), (&newest, None));
+}
+
 // What the records tell.
 
 #[test]
@@ -900,7 +945,7 @@ fn a_handoff_is_told_from_its_records() {
     append("h1", Actor::Driver, begun());
     append("h1", Actor::Driver, phase("drain"));
     append("h1", Actor::Incumbent, phase("drained"));
-    append("h1", Actor::Driver, Event::RolledBack { reason: "it died".into() });
+    append("h1", Actor::Driver, Event::RolledBack { reason: "it died".into(), cause: None });
     append("h2", Actor::Driver, begun());
     append("h2", Actor::Driver, committed(3));
     append("h2", Actor::Operator, Event::Recovered { conclusion: "it serves".into() });
@@ -909,7 +954,7 @@ fn a_handoff_is_told_from_its_records() {
     assert_eq!(all.iter().map(|h| h.id.as_str()).collect::<Vec<_>>(), ["h1", "h2"]);
     let phases: Vec<_> = all[0].phases.iter().map(|m| (m.name.as_str(), m.actor.clone())).collect();
     assert_eq!(phases, [("drain", Actor::Driver), ("drained", Actor::Incumbent)]);
-    assert_eq!(all[0].outcome, Outcome::RolledBack { reason: "it died".into() });
+    assert_eq!(all[0].outcome, Outcome::RolledBack { reason: "it died".into(), cause: None });
     assert_eq!(all[1].outcome, Outcome::Committed { gap_us: Some(312) });
     assert_eq!(all[0].begun, Some(begun()));
     assert_eq!(unfinished(&records), None);

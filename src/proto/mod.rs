@@ -32,6 +32,7 @@ pub mod party;
 pub mod record;
 pub mod recovery;
 pub mod successor;
+pub mod supervisor;
 pub mod wire;
 
 /// The range of protocol versions that a side speaks.

@@ -40,7 +40,8 @@ impl Client {
     /// Nobody listens there, or this user may not connect.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let socket = unix::connect_to(path)?;
+        let socket =
+            unix::connect_asking(path, "is the supervisor running, and is this its trigger socket?")?;
         Ok(Self { path: path.to_owned(), lines: Lines::new(socket, LIMITS) })
     }
 

@@ -2,12 +2,171 @@
 //! when it is asked to, and stays.
 
 pub mod client;
+mod engine;
+mod reexec;
+mod start;
+mod swap;
+mod trigger;
+mod who;
 pub mod wire;
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
 
+use crate::error::{Error, Result};
+use crate::fds::{self, Role};
 use crate::listen::Listen;
+use crate::proto::supervisor::{Job, Machine};
+use crate::sys::inherit;
+use crate::sys::process::PidFd;
+use crate::sys::spawn::Program;
+use engine::{Engine, Task};
+use trigger::Clients;
+
+/// How a supervisor says what happens: a level and a line.
+pub type Say = fn(&str, &str);
+
+/// What a supervisor knows of the program that it is.
+pub struct Own {
+    /// Its version, as a new one says it.
+    pub version: String,
+    /// Where its program is found when it becomes it anew.
+    pub program: PathBuf,
+    /// Reads the configuration anew.
+    pub reload: Box<dyn Fn() -> Result<Settings>>,
+    /// How it says what happens.
+    pub say: Say,
+    /// The program that it is about to become.
+    rehearsed: Option<Program>,
+}
+
+impl Own {
+    /// Returns what a supervisor knows of the program that it is: its version, its path, how it reads its configuration and how it says what happens.
+    pub fn new(
+        version: impl Into<String>,
+        program: impl Into<PathBuf>,
+        reload: impl Fn() -> Result<Settings> + 'static,
+        say: Say,
+    ) -> Self {
+        let (version, program) = (version.into(), program.into());
+        Self { version, program, reload: Box::new(reload), say, rehearsed: None }
+    }
+}
+
+impl fmt::Debug for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Own")
+            .field("version", &self.version)
+            .field("program", &self.program)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a supervisor ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// It was asked to, and so has the daemon.
+    Stopped,
+    /// As the daemon did, which died by itself; how, where that is known.
+    Followed(Option<ExitStatus>),
+    /// Somebody keeps the data directory's lock and does not serve: who, as a sentence.
+    Blocked(String),
+}
+
+/// Supervises until it is asked to stop, or there is nothing more to be done.
+///
+/// It occupies the calling thread, and the process: it handles signals, and reaps every child that no code of this crate waits for. A process that was started
+/// by a supervisor to be asked whether it could take its place answers that here, and is [`Stopped`](Ended::Stopped).
+///
+/// # Errors
+///
+/// Another supervisor listens at the trigger socket; the daemon cannot be started, and is not to be started again; a system call failed.
+pub fn run(settings: Settings, own: Own) -> Result<Ended> {
+    match reexec::find()? {
+        reexec::Found::Rehearsal(understood) => {
+            understood?;
+            reexec::answer(&own.version)?;
+            Ok(Ended::Stopped)
+        }
+        reexec::Found::Nothing => begin(settings, own),
+        reexec::Found::State(state) => go_on(settings, own, *state),
+    }
+}
+
+fn begin(settings: Settings, own: Own) -> Result<Ended> {
+    let listeners = fds::take()?.into_iter().filter_map(|(role, fd)| match role {
+        Role::Listener(name) => Some((name, fd)),
+        _ => None,
+    });
+    let listeners: Vec<(String, OwnedFd)> = listeners.collect();
+    if let Some(number) = settings.ready_fd
+        && !inherit::is_passed_on(number)
+    {
+        let detail = format!("descriptor {number}, on which to say that it is ready, is closed");
+        return Err(Error::Invalid { detail });
+    }
+    let clients = Clients::new(settings.trigger.clone(), trigger::bind(&settings)?)?;
+    let (machine, first) = Machine::start(false, VecDeque::new());
+    Engine::new(settings, own, listeners, clients, machine)?.run(first)
+}
+
+/// After the exec: everything is there but what is in the memory.
+fn go_on(mut settings: Settings, own: Own, state: reexec::State) -> Result<Ended> {
+    // It was said by the program of before.
+    settings.ready_fd = None;
+    let adopt =
+        |number| inherit::adopt(number).map_err(|e| Error::io(format!("go on with descriptor {number}"), e));
+    let listeners = fds::adopt_listeners(&state.listeners)?;
+    let mut clients = Clients::new(settings.trigger.clone(), adopt(state.listening)?)?;
+    let mut queue = VecDeque::new();
+    for waiting in state.waiting {
+        let client = waiting.client.map(adopt).transpose()?.and_then(|socket| clients.adopt(socket));
+        let program = match waiting.program {
+            Some((path, number)) => Some(Program::adopt(adopt(number)?, path)),
+            None => None,
+        };
+        let job = if waiting.is_swap { Job::Swap } else { Job::Reexec };
+        queue.push_back(Task {
+            job,
+            client,
+            program,
+            args: waiting.args,
+            bake_ms: waiting.bake_ms,
+            queue: true,
+        });
+    }
+    if let Some(client) = state.asker.map(adopt).transpose()?.and_then(|socket| clients.adopt(socket)) {
+        clients.end(client, &wire::Answer::Reexecuted { version: own.version.clone() });
+    }
+    (own.say)("info", &format!("goes on as version {}", own.version));
+    let (machine, first) = Machine::start(true, queue.iter().map(|task| task.job).collect());
+    let mut engine = Engine::new(settings, own, listeners, clients, machine)?;
+    engine.queue = queue;
+    engine.restarts_total = state.restarts;
+    engine.swaps = state.swaps;
+    let now = Instant::now();
+    engine.restarts =
+        state.restarted_ms.iter().filter_map(|ms| now.checked_sub(Duration::from_millis(*ms))).collect();
+    for pid in state.leaders {
+        if let Ok(pidfd) = PidFd::open(pid) {
+            engine.lead(pid, pidfd);
+        }
+    }
+    engine.run(first)
+}
+
+/// Another one may have come to the path: that one's socket stays.
+fn remove_if_ours(path: &Path, inode: (u64, u64)) {
+    use std::os::unix::fs::MetadataExt;
+    if std::fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == inode) {
+        // What cannot be removed is found dead by the next one.
+        let _ = std::fs::remove_file(path);
+    }
+}
 
 /// Everything that a supervisor is told.
 #[derive(Clone, Debug)]

@@ -264,6 +264,8 @@ pub(super) struct Stat {
     pub name: String,
     /// One letter.
     pub state: char,
+    /// Its parent.
+    pub parent: u32,
     /// Its session.
     pub session: u32,
     /// How many threads it has.
@@ -291,6 +293,7 @@ impl Stat {
         Some(Self {
             name: name.to_owned(),
             state: field(3)?.chars().next()?,
+            parent: field(4)?.parse().ok()?,
             session: field(6)?.parse().ok()?,
             threads: field(20)?.parse().ok()?,
             start_ticks: field(22)?.parse().ok()?,

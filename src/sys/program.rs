@@ -43,6 +43,31 @@ impl Program {
         Ok(Self { name: name.into(), path, file })
     }
 
+    /// Opens the program that a process runs, also where its file was replaced or removed since.
+    ///
+    /// # Errors
+    /// There is no such process, or this user may not look at it.
+    pub fn of_process(pid: u32) -> io::Result<Self> {
+        let path = super::process::executable(pid)?;
+        let file = open(Path::new(&format!("/proc/{pid}/exe")))?;
+        Ok(Self { name: path.clone().into(), path, file })
+    }
+
+    /// Goes on with a program that was opened, at its path then.
+    pub fn adopt(file: impl Into<File>, path: PathBuf) -> Self {
+        Self { name: path.clone().into(), path, file: file.into() }
+    }
+
+    /// Returns what is known of the opened file.
+    pub fn metadata(&self) -> io::Result<fs::Metadata> {
+        self.file.metadata()
+    }
+
+    /// Returns the path that leads to the opened file now, without symbolic links.
+    pub fn resolved(&self) -> io::Result<PathBuf> {
+        fs::read_link(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
     /// Returns the name as it was asked for: what the program should see as its own.
     pub fn name(&self) -> &OsStr {
         &self.name

@@ -16,6 +16,7 @@ use nix::sys::socket::{
     sendmsg, setsockopt, socket, socketpair, sockopt,
 };
 
+use super::process::PeerCred;
 use crate::error::{Error, Result};
 use crate::proto::wire::{FDS_MAX, LINE_MAX};
 
@@ -49,20 +50,29 @@ pub fn roomy_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// The path is too long, nothing listens there (`NotFound`, `ConnectionRefused`), or its queue is full (`WouldBlock`).
 pub fn connect_to(path: &Path) -> Result<OwnedFd> {
+    connect_asking(path, "is the daemon running, and is this its control path?")
+}
+
+/// As [`connect_to`], with what to look at where nobody listens.
+///
+/// # Errors
+///
+/// As there.
+pub fn connect_asking(path: &Path, question: &str) -> Result<OwnedFd> {
     let attempt = || format!("connect to {}", path.display());
     let address = address(path)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd =
         socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(|e| Error::io(attempt(), e))?;
-    connect(fd.as_raw_fd(), &address).map_err(|e| Error::io(attempt(), unanswered(e.into())))?;
+    connect(fd.as_raw_fd(), &address).map_err(|e| Error::io(attempt(), unanswered(e.into(), question)))?;
     Ok(fd)
 }
 
-/// Says what to look at where no daemon is.
-fn unanswered(e: io::Error) -> io::Error {
+/// Says what to look at where nobody is.
+fn unanswered(e: io::Error, question: &str) -> io::Error {
     match e.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            io::Error::new(e.kind(), format!("{e}; is the daemon running, and is this its control path?"))
+            io::Error::new(e.kind(), format!("{e}; {question}"))
         }
         _ => e,
     }
@@ -257,6 +267,10 @@ pub struct Received {
     pub fds: Vec<OwnedFd>,
     /// Whether descriptors were sent that did not fit, and are lost (`MSG_CTRUNC`).
     pub truncated: bool,
+    /// Whether a datagram was longer than the buffer, and its rest is lost (`MSG_TRUNC`).
+    pub cut: bool,
+    /// Who sent it, on a socket that was made to ask for that.
+    pub sender: Option<PeerCred>,
 }
 
 /// Receives bytes and so many descriptors; never blocks.
@@ -265,9 +279,34 @@ pub struct Received {
 ///
 /// `WouldBlock`; ECONNRESET where the peer closed with something unread.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], fds_max: usize) -> io::Result<Received> {
+    receive_into(socket, buffer, space_of_rights(fds_max)?)
+}
+
+/// As [`receive`], on a socket that asks who sends.
+///
+/// # Errors
+///
+/// As [`receive`].
+pub(super) fn receive_with_sender(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    fds_max: usize,
+) -> io::Result<Received> {
+    let length = u32::try_from(size_of::<libc::ucred>()).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: computes a length.
+    let space = unsafe { libc::CMSG_SPACE(length) } as usize;
+    receive_into(socket, buffer, space + space_of_rights(fds_max)?)
+}
+
+/// More room than that would let more descriptors in.
+fn space_of_rights(fds_max: usize) -> io::Result<usize> {
     let length = u32::try_from(size_of::<RawFd>() * fds_max.min(FDS_MAX)).map_err(|_| Errno::EINVAL)?;
     // SAFETY: computes a length.
-    let mut control: Vec<u8> = Vec::with_capacity(unsafe { libc::CMSG_SPACE(length) } as usize);
+    Ok(unsafe { libc::CMSG_SPACE(length) } as usize)
+}
+
+fn receive_into(socket: BorrowedFd<'_>, buffer: &mut [u8], control: usize) -> io::Result<Received> {
+    let mut control: Vec<u8> = Vec::with_capacity(control);
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut header = libc::msghdr {
         msg_name: std::ptr::null_mut(),
@@ -286,13 +325,19 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], fds_max: usize) -> io:
             got => break usize::try_from(got?).expect("what is not an error is a length"),
         }
     };
+    let mut received = Received {
+        bytes,
+        truncated: header.msg_flags & libc::MSG_CTRUNC != 0,
+        cut: header.msg_flags & libc::MSG_TRUNC != 0,
+        ..Received::default()
+    };
     // Those that fitted were installed also where others were lost (EMFILE): not taken out, they would stay open.
-    Ok(Received { bytes, fds: rights(&header), truncated: header.msg_flags & libc::MSG_CTRUNC != 0 })
+    take_control(&header, &mut received);
+    Ok(received)
 }
 
-/// Takes the descriptors out of a message that was received.
-fn rights(header: &libc::msghdr) -> Vec<OwnedFd> {
-    let mut fds = vec![];
+/// Takes the descriptors and the sender out of a message that was received.
+fn take_control(header: &libc::msghdr, received: &mut Received) {
     // SAFETY: the kernel has set the control buffer's length to what it wrote there.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
     while !next.is_null() {
@@ -309,13 +354,19 @@ fn rights(header: &libc::msghdr) -> Vec<OwnedFd> {
                 // SAFETY: as above; the kernel has written it there.
                 let number = unsafe { std::ptr::read_unaligned(number) };
                 // SAFETY: the kernel has just installed this number for this call, and nothing else knows it.
-                fds.push(unsafe { OwnedFd::from_raw_fd(number) });
+                received.fds.push(unsafe { OwnedFd::from_raw_fd(number) });
             }
+        }
+        if (item.cmsg_level, item.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) {
+            // SAFETY: computes an address within the same item.
+            let cred = unsafe { libc::CMSG_DATA(next) }.cast::<libc::ucred>();
+            // SAFETY: an item of this type is one `ucred`, which may lie at any address.
+            let cred = unsafe { std::ptr::read_unaligned(cred) };
+            received.sender = Some(PeerCred { pid: cred.pid.cast_unsigned(), uid: cred.uid, gid: cred.gid });
         }
         // SAFETY: `next` is an item of this header's control buffer.
         next = unsafe { libc::CMSG_NXTHDR(header, next) };
     }
-    fds
 }
 
 /// Returns how many bytes of what was sent the peer has not taken yet.

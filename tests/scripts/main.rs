@@ -18,13 +18,20 @@ fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts")
 }
 
-const SHELL_SCRIPTS: [&str; 7] = [
+const SHELL_SCRIPTS: [&str; 14] = [
     "deploy.sh",
     "deploy-checked.sh",
     "runit/kvd/run",
+    "runit/kvd/check",
+    "runit/kvd/finish",
     "runit/kvd/log/run",
+    "runit/kvd-chain/run",
+    "runit/kvd-chain/log/run",
     "s6/kvd/run",
+    "s6/kvd/finish",
     "s6/kvd/log/run",
+    "s6/kvd-chain/run",
+    "s6/kvd-chain/log/run",
     "test",
 ];
 

@@ -1,4 +1,4 @@
-//! The run scripts, under runit and s6.
+//! The run scripts that do without `handoff supervise`, under runit and s6.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -66,7 +66,7 @@ impl Service {
         let dir = tempfile::Builder::new().prefix("with a space ").tempdir().unwrap();
         let service = dir.path().join("services/kvd");
         fs::create_dir(dir.path().join("services")).unwrap();
-        copy(&scripts().join(tools.name).join("kvd"), &service);
+        copy(&scripts().join(tools.name).join("kvd-chain"), &service);
         fs::create_dir(dir.path().join("bin")).unwrap();
         symlink(HANDOFF, dir.path().join("bin/handoff")).unwrap();
         let addr = free_address();

@@ -64,7 +64,13 @@ impl Command {
             Self::Drain(args) => Some(&args.next),
             Self::Seal(args) => Some(&args.next),
             Self::Journal(args) => args.next(),
-            Self::Demo(_) | Self::Swap(_) | Self::ExecSuccessor(_) | Self::Kvd(_) => None,
+            Self::Demo(_)
+            | Self::Swap(_)
+            | Self::Supervise(_)
+            | Self::Trigger(_)
+            | Self::ExecSuccessor(_)
+            | Self::Wrap(_)
+            | Self::Kvd(_) => None,
         }
     }
 }

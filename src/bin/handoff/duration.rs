@@ -4,8 +4,8 @@ use std::time::Duration;
 
 /// The units, longer suffixes first, with their length in milliseconds.
 const UNITS: [(&str, f64); 4] = [("ms", 1.0), ("s", 1e3), ("m", 60e3), ("h", 3_600e3)];
-/// More than anybody waits, and little enough to add to any clock: ten years, in milliseconds.
-const LONGEST_MS: f64 = 10.0 * 365.0 * 24.0 * 3_600e3;
+/// More than anybody waits, and little enough to add to any clock: ten years.
+pub const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
 /// Reads a length of time.
 pub fn parse(text: &str) -> Result<Duration, String> {
@@ -15,7 +15,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     }
     let number: f64 = number.parse().map_err(|_| format!("{number:?} is not a number"))?;
     let ms = number * unit_ms;
-    if ms > LONGEST_MS {
+    if ms > LONGEST.as_secs_f64() * 1e3 {
         return Err(format!("{text} is longer than ten years"));
     }
     Ok(Duration::from_secs_f64(ms / 1e3))

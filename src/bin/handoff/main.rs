@@ -11,7 +11,6 @@ mod duration;
 mod examples;
 mod exec_successor;
 mod exit;
-mod health;
 mod hold_fds;
 mod journal;
 mod kvd;
@@ -30,8 +29,11 @@ mod settle;
 mod status;
 mod step;
 mod summary;
+mod supervise;
 mod swap;
+mod trigger;
 mod words;
+mod wrap;
 
 use std::ffi::{OsStr, OsString};
 
@@ -61,6 +63,8 @@ const EXAMPLES: &str = "
 enum Command {
     Demo(demo::Args),
     Swap(swap::Args),
+    Supervise(supervise::Args),
+    Trigger(trigger::Args),
     Status(status::Args),
     Commit(commit::Args),
     Abort(abort::Args),
@@ -70,6 +74,7 @@ enum Command {
     Seal(seal::Args),
     ExecSuccessor(exec_successor::Args),
     Journal(journal::Args),
+    Wrap(wrap::Args),
     Kvd(kvd::Args),
 }
 
@@ -78,6 +83,8 @@ impl Command {
         match self {
             Self::Demo(_) => "demo",
             Self::Swap(_) => "swap",
+            Self::Supervise(_) => "supervise",
+            Self::Trigger(_) => "trigger",
             Self::Status(_) => "status",
             Self::Commit(_) => "commit",
             Self::Abort(_) => "abort",
@@ -87,6 +94,7 @@ impl Command {
             Self::Seal(_) => "seal",
             Self::ExecSuccessor(_) => "exec-successor",
             Self::Journal(_) => "journal",
+            Self::Wrap(_) => "wrap",
             Self::Kvd(_) => "kvd",
         }
     }
@@ -95,6 +103,8 @@ impl Command {
         match self {
             Self::Demo(args) => demo::run(args),
             Self::Swap(args) => swap::run(args),
+            Self::Supervise(args) => supervise::run(args),
+            Self::Trigger(args) => trigger::run(args),
             Self::Status(args) => status::run(&args),
             Self::Commit(args) => commit::run(&args),
             Self::Abort(args) => abort::run(&args),
@@ -104,6 +114,7 @@ impl Command {
             Self::Seal(args) => seal::run(&args),
             Self::ExecSuccessor(args) => exec_successor::run(&args),
             Self::Journal(args) => journal::run(args),
+            Self::Wrap(args) => wrap::run(args),
             Self::Kvd(args) => kvd::run(args),
         }
     }
@@ -118,9 +129,11 @@ impl Command {
 /// Adds a command's arguments to its definition.
 type Augment = fn(clap::Command) -> clap::Command;
 
-const DEFINITIONS: [(&str, Augment); 12] = [
+const DEFINITIONS: [(&str, Augment); 15] = [
     ("demo", demo::Args::augment_args),
     ("swap", swap::Args::augment_args),
+    ("supervise", supervise::Args::augment_args),
+    ("trigger", trigger::Args::augment_args),
     ("status", status::Args::augment_args),
     ("commit", commit::Args::augment_args),
     ("abort", abort::Args::augment_args),
@@ -130,6 +143,7 @@ const DEFINITIONS: [(&str, Augment); 12] = [
     ("seal", seal::Args::augment_args),
     ("exec-successor", exec_successor::Args::augment_args),
     ("journal", journal::Args::augment_args),
+    ("wrap", wrap::Args::augment_args),
     ("kvd", kvd::Args::augment_args),
 ];
 
@@ -141,7 +155,7 @@ fn main() -> Exit {
     if let Some(exit) = hold_fds::resume() {
         return exit;
     }
-    let words: Vec<OsString> = std::env::args_os().collect();
+    let words = named(std::env::args_os().collect());
     if let Some(args) = lock::Args::plain(&words) {
         return lock::run(&args).unwrap_or_else(|e| exit::fatal("lock", &e));
     }
@@ -151,6 +165,15 @@ fn main() -> Exit {
     };
     let name = command.name();
     command.run().unwrap_or_else(|e| exit::fatal(name, &e))
+}
+
+/// Under the name that integrators know it by, this is one command.
+fn named(mut words: Vec<OsString>) -> Vec<OsString> {
+    let is_version = words.get(1).is_some_and(|word| word == "--version" || word == "-V");
+    if words.first().is_some_and(|name| supervise::is_supervisor(name)) && !is_version {
+        words.insert(1, "supervise".into());
+    }
+    words
 }
 
 /// Reads a command line, its first word being our own name.

@@ -66,6 +66,14 @@ impl Progress {
         self.is_shown() && stderr().is_terminal()
     }
 
+    /// Shows something that happened.
+    pub fn tell(&self, what: &str) {
+        if let Some(news) = &self.news {
+            // As in `show`.
+            let _ = news.send(News::Phase(what.to_owned()));
+        }
+    }
+
     /// Shows what is being waited for; only on a terminal.
     pub fn wait_for(&self, what: String) {
         if let Some(news) = &self.news {

@@ -156,7 +156,7 @@ impl Settled {
         };
         let event = match self.outcome {
             "committed" => self.committed(&trial.lock_file)?,
-            "rolled-back" => Some(Event::RolledBack { reason: reason.to_owned() }),
+            "rolled-back" => Some(Event::RolledBack { reason: reason.to_owned(), cause: None }),
             _ => None,
         };
         // What is not known here, the next driver finds out.

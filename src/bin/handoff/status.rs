@@ -7,9 +7,12 @@ use handoff::chain::Chain;
 use handoff::control::Control;
 use handoff::data_dir::FILE_NAME;
 use handoff::error::Error;
-use handoff::journal::utc;
+use handoff::journal::{history, utc};
+use handoff::metrics::{self, Sources};
 use handoff::proto::record::{OwnerRecord, Program, Reading, Standing, boot_program};
 use handoff::proto::wire::{Progress, Status};
+use handoff::supervise::client::Client;
+use handoff::supervise::wire::State;
 use handoff::sys::lock::Holder;
 use serde::Serialize;
 
@@ -44,8 +47,20 @@ pub struct Args {
     timeout: Duration,
 
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(long, conflicts_with = "metrics")]
     json: bool,
+
+    /// Print OpenMetrics text, for Prometheus and its like
+    #[arg(long)]
+    metrics: bool,
+
+    /// With --metrics: count the handoffs of this journal and its old files
+    #[arg(long, value_name = "PATH", env = "HANDOFF_JOURNAL", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    journal: Option<PathBuf>,
+
+    /// With --metrics: ask the supervisor at this Unix socket too
+    #[arg(long, value_name = "PATH", env = "HANDOFF_TRIGGER", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    trigger: Option<PathBuf>,
 
     #[command(flatten)]
     pub next: Next,
@@ -54,14 +69,19 @@ pub struct Args {
 const EXAMPLES: &str = "
   handoff status --control /run/kv/control
   handoff status --data-dir /var/lib/kv           # also where nothing runs: what to start
-  handoff status --json | jq .status.phase";
+  handoff status --json | jq .status.phase
+  handoff status --metrics --journal /var/lib/kv/journal";
 
 /// Asks, looks, and tells.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     logging::quietly("status");
     let next = args.next.open("status")?;
     let found = Found::look(args);
-    let _ = if args.json { out::json(&found)? } else { out::text(&found.text())? };
+    let _ = match () {
+        () if args.json => out::json(&found)?,
+        () if args.metrics => out::text(&found.metrics(args))?,
+        () => out::text(&found.text())?,
+    };
     match next {
         Some(next) if found.answers => Ok(next.exec("status", &Chain::inherit()?)),
         _ => Ok(if found.answers { Exit::Done } else { Exit::Refused }),
@@ -85,6 +105,9 @@ struct Found {
     /// Who has the lock, as far as this user can see.
     holders: Vec<Holder>,
     record: Option<OwnerRecord>,
+    /// All that the lock file says, where it could be read.
+    #[serde(skip)]
+    reading: Option<Reading>,
     /// Offsets of slots whose last write was cut short.
     torn_slots: Vec<u64>,
     record_error: Option<String>,
@@ -107,11 +130,12 @@ impl Found {
         };
         let lock_file = lock_file(status.as_ref(), data_dir);
         let holders = lock_file.as_ref().and_then(|path| DataDirLock::who(path).ok()).unwrap_or_default();
-        let (reading, record_error) = match lock_file.as_ref().map(DataDirLock::read_record) {
-            Some(Ok(reading)) => (reading, None),
-            Some(Err(e)) => (Reading::default(), Some(e.to_string())),
-            None => (Reading::default(), None),
+        let (known, record_error) = match lock_file.as_ref().map(DataDirLock::read_record) {
+            Some(Ok(reading)) => (Some(reading), None),
+            Some(Err(e)) => (None, Some(e.to_string())),
+            None => (None, None),
         };
+        let reading = known.clone().unwrap_or_default();
         let idle = status.is_none() && holders.is_empty();
         Self {
             answers: status.is_some(),
@@ -123,8 +147,24 @@ impl Found {
             start: reading.record.as_ref().filter(|_| idle).map(boot_program),
             record: reading.record,
             torn_slots: reading.torn,
+            reading: known,
             record_error,
         }
+    }
+
+    /// What cannot be had is said, and left out of the text.
+    fn metrics(&self, args: &Args) -> String {
+        let journal = args.journal.as_ref().and_then(|path| known(history(path)));
+        if let Some(damage) = journal.as_ref().and_then(|history| history.damage.as_ref()) {
+            out::say("status", "warning", damage);
+        }
+        let supervisor = args.trigger.as_ref().and_then(|path| known(supervisor(path, args.timeout)));
+        metrics::text(&Sources {
+            status: self.status.as_ref(),
+            record: self.reading.as_ref(),
+            journal: journal.as_ref(),
+            supervisor: supervisor.as_ref(),
+        })
     }
 
     fn text(&self) -> String {
@@ -186,6 +226,14 @@ impl Found {
             false => row("lock", &format!("held by {}", holders.join("; "))),
         })
     }
+}
+
+fn known<T>(asked: handoff::Result<T>) -> Option<T> {
+    asked.inspect_err(|e| out::say("status", "warning", &format!("left out of the metrics: {e}"))).ok()
+}
+
+fn supervisor(trigger: &Path, timeout: Duration) -> handoff::Result<State> {
+    Client::connect(trigger)?.status(Instant::now() + timeout)
 }
 
 fn control_path(args: &Args) -> PathBuf {

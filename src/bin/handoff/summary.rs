@@ -123,7 +123,8 @@ impl Summary {
     /// Standard output cannot be written to.
     pub fn report(&self, command: &str, json: bool) -> anyhow::Result<Exit> {
         if self.is_refusal() {
-            let attempt = if command == "swap" { "swap the daemon" } else { "take the lease" };
+            let attempt =
+                if ["swap", "trigger"].contains(&command) { "swap the daemon" } else { "take the lease" };
             out::say(command, "fatal", &format!("unable to {attempt}: {}", self.reason()));
         }
         // Whoever reads it may be gone; how it ended is in the exit code too.

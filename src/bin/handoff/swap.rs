@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::ValueHint;
 use clap::builder::NonEmptyStringValueParser;
 use handoff::control::Control;
+use handoff::health::{Check, Monitor};
 use handoff::proto::driver::Refusal;
 use handoff::proto::wire::Status;
 use handoff::supervisor::{self, Event, SpawnSpec, Supervisor, Wish};
@@ -14,7 +15,6 @@ use handoff::sys::spawn::Program;
 
 use crate::duration;
 use crate::exit::{self, Exit};
-use crate::health::{Check, Monitor};
 use crate::progress::{Progress, When};
 use crate::reuse::{self, Reused};
 use crate::step::Pauses;

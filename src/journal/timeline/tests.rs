@@ -93,7 +93,7 @@ fn what_was_written_down_late_stands_where_it_happened() {
 #[test]
 fn without_a_measured_gap_it_reaches_from_the_drain_to_the_end() {
     let reason = "the successor died".to_owned();
-    let end = record(Actor::Driver, 99_000, Event::RolledBack { reason });
+    let end = record(Actor::Driver, 99_000, Event::RolledBack { reason, cause: None });
     let records: Vec<_> = PHASES[..7].iter().map(phase).chain([end]).collect();
     let timeline = timeline(&records);
     assert_eq!(timeline.gap, Some(Gap { start_us: 83_500, end_us: 98_200, measured: false }));

@@ -188,7 +188,7 @@ fn take_back(mut chain: Chain, path: &Path, id: &str) {
     let Some(fd) = chain.take(&Role::Journal) else { return };
     let reason = "the next program of the chain could not be started".to_owned();
     let noted = Journal::adopt(fd, path)
-        .and_then(|mut journal| journal.append(id, Actor::Driver, Event::RolledBack { reason }));
+        .and_then(|mut journal| journal.append(id, Actor::Driver, Event::RolledBack { reason, cause: None }));
     if let Err(e) = noted {
         out::say(NAME, "warning", &format!("the journal misses a record: {e}"));
     }

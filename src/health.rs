@@ -10,10 +10,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use handoff::sys::process::PidFd;
-use handoff::sys::spawn::{Image, Program, Spawn};
-use handoff::sys::tree::{self, Tree};
+use crate::error::{Error, Result};
+use crate::sys::process::PidFd;
+use crate::sys::spawn::{Image, Program, Spawn};
+use crate::sys::tree::{self, Tree};
 
 /// How much of what a check said is quoted, in bytes: the end, where errors are.
 const QUOTE_MAX: usize = 400;
@@ -36,6 +36,7 @@ pub struct Check {
 }
 
 /// Runs a check until it fails or is dropped.
+#[derive(Debug)]
 pub struct Monitor {
     over: Arc<AtomicBool>,
     failures: Receiver<String>,
@@ -43,6 +44,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
+    /// Begins, in a thread of its own.
     pub fn start(check: Check) -> Self {
         let (sender, failures) = channel();
         let over = Arc::new(AtomicBool::new(false));
@@ -73,7 +75,7 @@ fn watch(check: &Check, over: &AtomicBool, failures: &Sender<String>) {
         match run(check, over) {
             Ok(None) => {}
             Ok(Some(failure)) => return tell(failures, format!("the health check failed: {failure}")),
-            Err(e) => return tell(failures, format!("the health check could not be run: {e:#}")),
+            Err(e) => return tell(failures, format!("the health check could not be run: {e}")),
         }
         let next = Instant::now() + check.interval;
         while Instant::now() < next && !over.load(Ordering::Relaxed) {
@@ -87,10 +89,10 @@ fn tell(failures: &Sender<String>, text: String) {
     let _ = failures.send(text);
 }
 
-/// Runs the check once; returns what is wrong.
-fn run(check: &Check, over: &AtomicBool) -> anyhow::Result<Option<String>> {
+/// Runs the check once; returns what is wrong, or nothing where that is not asked any more.
+pub(crate) fn run(check: &Check, over: &AtomicBool) -> Result<Option<String>> {
     let shell = Program::open(Path::new("sh"))?;
-    let (reader, writer) = io::pipe().context("make a pipe")?;
+    let (reader, writer) = io::pipe().map_err(|e| Error::io("make a pipe", e))?;
     let mut image = Image::new(&shell);
     image.args = ["-c".into(), OsString::from(&check.command)].to_vec();
     image.env.retain(|(name, _)| name != "HANDOFF_CONTROL");
@@ -102,14 +104,14 @@ fn run(check: &Check, over: &AtomicBool) -> anyhow::Result<Option<String>> {
     let mut child = spawn.spawn()?;
     drop(writer);
     let said = collect(reader);
-    let leader = PidFd::open(child.id()).context("watch the health check")?;
+    let leader = PidFd::open(child.id()).map_err(|e| Error::io("watch the health check", e))?;
     let in_time = wait(&leader, Instant::now() + check.timeout, over)?;
     // Before the leader is reaped, so that its number is nobody else's.
     let killed = tree::kill(Some(&leader), &Tree::Session { sid: child.id() }, Instant::now() + DYING);
     if let Err(e) = killed {
         tracing::warn!("unable to end what the health check has started: {e}");
     }
-    let status = child.wait().context("wait for the health check")?;
+    let status = child.wait().map_err(|e| Error::io("wait for the health check", e))?;
     if status.success() || over.load(Ordering::Relaxed) {
         return Ok(None);
     }
@@ -120,9 +122,10 @@ fn run(check: &Check, over: &AtomicBool) -> anyhow::Result<Option<String>> {
 }
 
 /// Returns whether it ended by itself.
-fn wait(leader: &PidFd, deadline: Instant, over: &AtomicBool) -> anyhow::Result<bool> {
+fn wait(leader: &PidFd, deadline: Instant, over: &AtomicBool) -> Result<bool> {
     while Instant::now() < deadline && !over.load(Ordering::Relaxed) {
-        if leader.wait_dead(deadline.min(Instant::now() + LOOK)).context("wait for the health check")? {
+        let until = deadline.min(Instant::now() + LOOK);
+        if leader.wait_dead(until).map_err(|e| Error::io("wait for the health check", e))? {
             return Ok(true);
         }
     }
