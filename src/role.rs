@@ -236,6 +236,11 @@ impl BegunSuccessor {
         Ok(())
     }
 
+    /// Gives up, and says why to the driver; for whoever finds that it cannot serve.
+    pub fn give_up(mut self, why: impl Into<String>) {
+        self.session.step(Input::Failed(why.into()));
+    }
+
     /// Says which data directory was opened. The incumbent refuses a fingerprint that differs from what it sealed; without
     /// this call it gets its own back.
     #[must_use]

@@ -617,7 +617,7 @@ impl Keeper {
         loop {
             self.await_news(&signals)?;
             self.watcher.clear();
-            while let Some(signal) = signals.next().map_err(|e| Error::io("read signals", e))? {
+            while let Some(signal) = signals.try_next().map_err(|e| Error::io("read signals", e))? {
                 self.handle(signal);
             }
             self.hear()?;

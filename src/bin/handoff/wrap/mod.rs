@@ -295,7 +295,12 @@ fn begin(args: &Args, keeper: &Arc<Keeper>, successor: HandshookSuccessor) -> an
     if !args.overlap {
         keeper.pass_lock(lock.try_clone_fd()?);
         keeper.watch(Signals::catch().context("catch signals")?)?;
-        keeper.start(&mut || begun.check()).context("start the daemon")?;
+        if let Err(e) = keeper.start(&mut || begun.check()) {
+            if !matches!(e, Error::Aborted { .. }) {
+                begun.give_up(e.to_string());
+            }
+            return Err(e).context("start the daemon");
+        }
     }
     let readiness = ReadinessSnapshot {
         listening_on: keeper.sockets().iter().map(|socket| socket.kind.local_address.clone()).collect(),
