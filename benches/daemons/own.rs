@@ -169,9 +169,17 @@ impl Own {
                 command.args(["--workers", "2", "--bind", &site.addr.to_string(), "--chdir", &file(".")]);
                 command.arg("--pid").arg(pid).arg("app:app")
             }
-            "uvicorn" => {
-                command.args(["--port", &port, "--app-dir", &file("."), "--log-level", "warning", "asgi:app"])
-            }
+            "uvicorn" => command.args([
+                "-m",
+                "uvicorn",
+                "--port",
+                &port,
+                "--app-dir",
+                &file("."),
+                "--log-level",
+                "warning",
+                "asgi:app",
+            ]),
             "node" => command.arg(file("server.js")).env("PORT", port),
             "python" => command.arg(file("server.py")).env("PORT", port),
             other => unreachable!("{other} is not started without a socket"),

@@ -4,7 +4,8 @@
 #     LISTEN=0.0.0.0:80 nginx.sh /etc/nginx/v1.conf &
 #     LISTEN=0.0.0.0:80 handoff swap nginx.sh /etc/nginx/v2.conf
 #
-# HANDOFF_CONTROL and HANDOFF_DATA_DIR say where it answers and where its lock is. What to have in CONF:
+# HANDOFF_CONTROL says where it answers, and HANDOFF_DATA_DIR where what is known of it is kept. nginx has no data of its own, so the
+# next one serves before this one stops (--overlap): a long download holds nobody up. What to have in CONF:
 #
 #     listen 0.0.0.0:80 backlog=4096;   the address as LISTEN says it, or nginx binds one of its own; with the queue's length,
 #                                       or nginx makes it shorter, for its successor too
@@ -16,6 +17,6 @@
 set -eu
 conf=$1
 shift
-exec handoff wrap --listen "http=${LISTEN:-0.0.0.0:80}" --no-listen-fds --env 'NGINX={http};' --drain QUIT \
+exec handoff wrap --overlap --listen "http=${LISTEN:-0.0.0.0:80}" --no-listen-fds --env 'NGINX={http};' --drain QUIT \
     --check "nginx -t -q -e stderr -c '$conf'" --ready http:/ --ready-timeout "${READY_TIMEOUT:-60s}" \
     -- nginx -e stderr -c "$conf" -g 'daemon off;' "$@"

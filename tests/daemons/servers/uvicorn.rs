@@ -1,11 +1,17 @@
 //! uvicorn, with an ASGI application.
 
+use std::process::Command;
+
+use crate::common::has_tool;
 use crate::site::{Release, Server, Site, packaged};
 
 pub const SERVER: Server = Server {
     name: "uvicorn",
-    program: "uvicorn",
-    find: |_| packaged("uvicorn", "--version", "uvicorn"),
+    program: "python3",
+    find: |_| {
+        let python = packaged("python3", "--version", "python3")?;
+        has_tool("uvicorn", Command::new(&python).args(["-c", "import uvicorn"])).then_some(python)
+    },
     writes: true,
     release,
 };
