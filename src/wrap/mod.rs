@@ -8,6 +8,7 @@
 //! nothing is left below this process, which adopts whatever outlives its parent, and nobody else has the lock.
 
 mod log;
+pub mod orphans;
 pub mod ready;
 pub mod sequence;
 pub mod sockets;

@@ -17,7 +17,7 @@ use handoff::sys::spawn::Program;
 use handoff::wrap::ready::Ready;
 use handoff::wrap::sequence::Sequence;
 use handoff::wrap::sockets::{Layout, Sockets};
-use handoff::wrap::{Drain, Keeper, Settings};
+use handoff::wrap::{Drain, Keeper, Settings, orphans};
 use handoff::{
     DataDirLock, Error, HandshookSuccessor, Incumbent, Inherited, Role, Served, Stopper, Successor,
     detect_role, notify,
@@ -97,6 +97,10 @@ pub struct Args {
     /// Start the daemon before the incumbent's drains: for daemons without data of their own
     #[arg(long)]
     overlap: bool,
+
+    /// Where a daemon has the lock whose own wrap was killed, end it as --drain says, and start
+    #[arg(long)]
+    take_over: bool,
 
     /// How long the daemon has to end when this command is asked to stop, before it is killed
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
@@ -223,7 +227,7 @@ fn cold_start(
 ) -> anyhow::Result<Result<Running, Exit>> {
     let dir = &args.data_dir;
     std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    let lock = DataDirLock::acquire_or_break_stale(dir).context("lock the data directory")?;
+    let lock = lock(args)?;
     let passed =
         inherited.names().into_iter().filter_map(|name| Some((name.clone(), inherited.take_fd(&name)?)));
     let sockets = Sockets::new(all_sockets(args, passed.collect())?).context("use the listeners")?;
@@ -243,6 +247,19 @@ fn cold_start(
         return Ok(Err(not_started(&keeper, e)));
     }
     Ok(Ok((keeper, incumbent)))
+}
+
+fn lock(args: &Args) -> anyhow::Result<DataDirLock> {
+    let dir = &args.data_dir;
+    match DataDirLock::acquire_or_break_stale(dir) {
+        Err(Error::Locked { .. }) if args.take_over => {
+            orphans::end(dir, &args.drain, args.stop_grace)
+                .map_err(|e| exit::attempt(e, "end the daemon that has the lock"))?;
+            DataDirLock::acquire_or_break_stale(dir)
+        }
+        locked => locked,
+    }
+    .context("lock the data directory")
 }
 
 /// Says why there is no daemon, and ends as it did.
