@@ -16,5 +16,5 @@ set -eu
 conf=$1
 shift
 exec handoff wrap --overlap --listen "http=${LISTEN:-0.0.0.0:80}" --no-listen-fds --env 'BIND=fd@{http}' --drain USR1 \
-    --check "haproxy -c -q -f '$conf'" --ready http:/ --ready-timeout "${READY_TIMEOUT:-60s}" \
-    -- haproxy -db -f "$conf" "$@"
+    --check "haproxy -c -q -f '$conf'" --ready notify --ready-timeout "${READY_TIMEOUT:-60s}" \
+    -- haproxy -Ws -f "$conf" "$@"

@@ -17,6 +17,10 @@
 set -eu
 conf=$1
 shift
+# The master starts its workers when it has read CONF and has its sockets. Answers to a probe would not tell: the one before takes nearly all
+# connections as long as it accepts, too.
+# shellcheck disable=SC2016  # It is for the shell of the probe.
+workers='test -n "$(cat "/proc/$HANDOFF_PID/task/$HANDOFF_PID/children")"'
 exec handoff wrap --overlap --listen "http=${LISTEN:-0.0.0.0:80}" --no-listen-fds --env 'NGINX={http};' --drain QUIT \
-    --check "nginx -t -q -e stderr -c '$conf'" --ready http:/ --ready-timeout "${READY_TIMEOUT:-60s}" \
+    --check "nginx -t -q -e stderr -c '$conf'" --ready "exec:$workers" --ready-timeout "${READY_TIMEOUT:-60s}" \
     -- nginx -e stderr -c "$conf" -g 'daemon off;' "$@"
