@@ -1,6 +1,7 @@
 //! The servers' own ways to be replaced, each as its manual says, with the care that a person would take: what is replaced is stopped only
 //! when the next one answers.
 
+use std::cell::Cell;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::symlink;
 use std::process::Command;
@@ -11,13 +12,15 @@ use handoff::sys::process::{PidFd, Signal};
 use crate::common::PATIENCE;
 use crate::site::{Fault, Site};
 
-/// Whoever looks whether the next one has come gives up after this.
-const LOOK: Duration = Duration::from_secs(10);
+/// Whoever looks whether the next one has come gives up after this, or sooner where nothing can come.
+const LOOK: Duration = Duration::from_secs(60);
+const LOOK_IN_VAIN: Duration = Duration::from_secs(3);
 
 /// A server without us.
 pub struct Own {
     pub site: Site,
     way: Way,
+    look: Cell<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +33,7 @@ pub enum Way {
 
 impl Own {
     pub fn start(site: Site, way: Way) -> Self {
-        let own = Self { site, way };
+        let own = Self { site, way, look: Cell::new(LOOK) };
         own.point_at("v1");
         own.launch();
         assert!(own.comes("v1"), "{}: {}", own.site.server.name, own.log());
@@ -79,7 +82,7 @@ impl Own {
         let Some(before) = self.main() else { return false };
         send(before, Signal::SIGUSR2);
         let oldbin = self.site.path("nginx.pid.oldbin");
-        if !self.until(LOOK, || oldbin.exists() && self.main().is_some_and(|pid| pid != before))
+        if !self.until(self.look.get(), || oldbin.exists() && self.main().is_some_and(|pid| pid != before))
             || !self.comes(label)
         {
             return false;
@@ -102,7 +105,7 @@ impl Own {
         let Some(before) = self.main() else { return false };
         send(before, Signal::SIGUSR2);
         let second = self.site.path("gunicorn.pid.2");
-        if !self.until(LOOK, || second.exists()) || !self.comes(label) {
+        if !self.until(self.look.get(), || second.exists()) || !self.comes(label) {
             return false;
         }
         send(before, Signal::SIGTERM);
@@ -113,6 +116,7 @@ impl Own {
     /// Replaces it by what has a fault; returns whether clients are answered then.
     pub fn survives(&self, label: &str, fault: Option<Fault>) -> bool {
         self.site.release(label, fault.is_none());
+        self.look.set(if fault == Some(Fault::Dies) { LOOK } else { LOOK_IN_VAIN });
         match fault {
             Some(Fault::Dies) => {
                 self.swap(label);
@@ -132,7 +136,8 @@ impl Own {
                 self.site.install(None);
             }
         }
-        self.until(LOOK, || self.site.version().is_some())
+        self.look.set(LOOK);
+        self.until(LOOK_IN_VAIN, || self.site.version().is_some())
     }
 
     /// Starts what is known to be good where nobody serves any more, as a person would.
@@ -203,7 +208,7 @@ impl Own {
 
     /// Waits until clients are answered by a version.
     fn comes(&self, label: &str) -> bool {
-        self.until(LOOK, || self.site.version().as_deref() == Some(label))
+        self.until(self.look.get(), || self.site.version().as_deref() == Some(label))
     }
 
     fn until(&self, patience: Duration, mut reached: impl FnMut() -> bool) -> bool {
