@@ -563,7 +563,15 @@ impl Keeper {
     pub fn give_up(&self) {
         self.kill();
         self.sockets.repair();
-        self.sockets.restore_flags();
+        self.restore_flags();
+    }
+
+    /// Puts the listeners' flags back that they came with, unless another daemon accepts from them: one that expects never to wait in
+    /// accept would wait there for ever.
+    fn restore_flags(&self) {
+        if !self.settings.overlap {
+            self.sockets.restore_flags();
+        }
     }
 
     fn is_ending(&self) {
@@ -894,7 +902,7 @@ impl Drainable for Arc<Keeper> {
     }
 
     fn seal(&self) -> Result<SealReport> {
-        self.sockets.restore_flags();
+        self.restore_flags();
         let dir = &self.settings.data_dir;
         let attempt = || format!("sync the file system of {}", dir.display());
         file::sync_file_system(dir).map_err(|e| Error::io(attempt(), e))?;
