@@ -133,7 +133,7 @@ impl Command {
 /// Adds a command's arguments to its definition.
 type Augment = fn(clap::Command) -> clap::Command;
 
-const DEFINITIONS: [(&str, Augment); 15] = [
+const DEFINITIONS: [(&str, Augment); 16] = [
     ("demo", demo::Args::augment_args),
     ("swap", swap::Args::augment_args),
     ("supervise", supervise::Args::augment_args),
