@@ -21,13 +21,12 @@ const MANUAL: &str = "Handoff Manual";
 const BACKGROUND: [&str; 2] = ["handoff-chain(7)", "handoff-protocol(7)"];
 
 /// What a variable that stands in for an option is for.
-const VARIABLES: [(&str, &str); 7] = [
+const VARIABLES: [(&str, &str); 6] = [
     ("HANDOFF_CONTROL", "The path of the daemon's control socket; stands in for `--control`."),
     ("HANDOFF_DATA_DIR", "The daemon's data directory; stands in for `--data-dir`."),
     ("HANDOFF_JOURNAL", "The path of the journal; stands in for `--journal`."),
     ("HANDOFF_TRIGGER", "The path of a supervisor's trigger socket; stands in for `--trigger`."),
     ("HANDOFF_LOG", "What to say on standard error, as for RUST_LOG, which it goes before."),
-    ("HANDOFF_TRIGGER", "The path of the supervisor's trigger socket; stands in for `--trigger`."),
     (
         "RUST_LOG",
         "What to say on standard error: a level (`error`, `warn`, `info`, `debug`, `trace`), or one for each part of the program.",
