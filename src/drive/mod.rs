@@ -907,9 +907,18 @@ impl<'a> Drive<'a> {
         }
     }
 
+    /// The journal names the successor from the first record on: whoever settles the handoff of a driver that died can end one that hangs, and
+    /// does not notice that its driver is gone.
     fn begin_and_spawn(&mut self) -> Result<()> {
-        self.note_begun()?;
-        match self.spawn() {
+        let spawned = self.spawn();
+        let process = spawned.as_ref().ok().and_then(|successor| ProcessId::of(successor.leader.pid()?).ok());
+        if let Err(e) = self.note_begun_with(process) {
+            if let Ok(successor) = spawned {
+                successor.put_down();
+            }
+            return Err(e);
+        }
+        match spawned {
             Ok(successor) => self.successor = Some(successor),
             Err(e) => self.inputs.push_back(Input::SpawnFailed(e.to_string())),
         }
@@ -918,6 +927,10 @@ impl<'a> Drive<'a> {
 
     /// A journal that cannot be begun refuses the swap: nothing has changed yet.
     pub(crate) fn note_begun(&mut self) -> Result<()> {
+        self.note_begun_with(None)
+    }
+
+    fn note_begun_with(&mut self, successor: Option<ProcessId>) -> Result<()> {
         self.tell_journal();
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let prepared = self.prepared.as_ref().map(|(prepared, _)| prepared);
@@ -931,6 +944,7 @@ impl<'a> Drive<'a> {
             lock_file: prepared.map(|prepared| prepared.lock_file.clone()),
             generation: prepared.map(|prepared| prepared.generation),
             by: Some(Box::new(Requester::of_this_process())),
+            successor,
         };
         journal.append(&self.handoff, Actor::Driver, entry)?;
         // Only while the incumbent serves; it is not synced again before the end.
@@ -949,10 +963,7 @@ impl<'a> Drive<'a> {
         match self.offer(&mut successor) {
             Ok(()) => Ok(successor),
             Err(e) => {
-                successor.kill();
-                if let Some(child) = successor.child {
-                    put_down(child);
-                }
+                successor.put_down();
                 Err(e)
             }
         }
@@ -1267,6 +1278,14 @@ impl Successor {
         match &self.process {
             Some((_, pidfd)) => pidfd.as_ref(),
             None => Some(&self.leader),
+        }
+    }
+
+    /// Kills and reaps it, of which nobody else knows yet.
+    fn put_down(self) {
+        self.kill();
+        if let Some(child) = self.child {
+            put_down(child);
         }
     }
 

@@ -348,6 +348,10 @@ impl Engine {
         if self.machine.phase != Phase::Inquiring {
             return;
         }
+        if answer.daemon.as_ref().is_some_and(Daemon::is_dead) {
+            // It was true when it was asked.
+            return self.inquire();
+        }
         if let Some(recovered) = &answer.recovered {
             let ended = crate::recover::reason_of(&recovered.outcome)
                 .unwrap_or_else(|| recovered.outcome.name().to_owned());
@@ -363,13 +367,18 @@ impl Engine {
         self.detail = detail;
         self.listeners.extend(answer.listeners);
         let adopted = answer.daemon.map(|daemon| self.adopt(daemon));
+        // That one has ended comes before that nobody serves: it says what is to be done about it.
+        if self.daemon.as_ref().is_some_and(Daemon::is_dead) {
+            self.daemon_lost();
+        }
         let lives = self.daemon.as_ref().is_some_and(|daemon| !daemon.is_dead());
         if let (Found::Serving, Some(true), Some(daemon)) = (answer.found, adopted, &self.daemon) {
             let binary =
                 daemon.program.as_ref().map_or(String::new(), |(path, _)| path.display().to_string());
             self.say("info", &format!("{} serves: {binary}", daemon.process));
         }
-        if answer.found == Found::Serving && !self.former.is_empty() {
+        // While a handoff goes on, the one of before may have to take over again.
+        if matches!(answer.found, Found::Serving | Found::Nobody) && !self.former.is_empty() {
             self.feed(Input::Lingers);
         }
         self.tell_verdicts();
