@@ -59,14 +59,27 @@ pub struct DrainReport {
     pub accept_closed: bool,
 }
 
-/// What [`Drainable::seal`] made final.
+/// What [`Drainable::seal`] made final. What is not known is not compared with what the successor opens: whoever seals on behalf of a
+/// program that has no revisions says so by an empty list, and by a fingerprint of zeros.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SealReport {
-    /// The last revision of each shard, in the order of the shards.
+    /// The last revision of each shard, in the order of the shards; empty when it is not known.
     pub last_revision_per_shard: Vec<u64>,
     /// A digest that names the data directory's contents, or its identity; all zero when the daemon has none.
     #[serde(with = "hex32")]
     pub data_dir_fingerprint: [u8; 32],
+}
+
+impl SealReport {
+    /// Returns whether it says which revisions are final.
+    pub fn knows_revisions(&self) -> bool {
+        !self.last_revision_per_shard.is_empty()
+    }
+
+    /// Returns whether it says which data is final.
+    pub fn knows_fingerprint(&self) -> bool {
+        self.data_dir_fingerprint != [0; 32]
+    }
 }
 
 /// How a daemon is doing.

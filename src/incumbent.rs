@@ -2,8 +2,8 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::control::Control;
@@ -121,6 +121,8 @@ impl Incumbent {
         generation: u64,
         wakers: Wakers,
     ) -> Self {
+        let on_trial = session.is_for_trial();
+        wakers.stop.on_trial.store(on_trial, Ordering::Release);
         Self { session: Some(session), ..Self::new(control_path, bound, lock, identity, generation, wakers) }
     }
 
@@ -250,16 +252,42 @@ fn warn_of_trial(before: Option<&OwnerRecord>, own: &Owner) {
 pub struct Stopper(Arc<Stop>);
 
 impl Stopper {
-    /// Asks `serve` to return: at once, or when the handoff in progress is settled.
+    /// Asks `serve` to return: at once, or when the handoff in progress is settled. A successor on trial asks to be undone.
     pub fn stop(&self) {
         self.0.asked.store(true, Ordering::Release);
         self.0.waker.ring();
+    }
+
+    /// As [`stop`](Self::stop), and gives the reason, in the words of which a trial is undone.
+    pub fn stop_because(&self, reason: impl Into<String>) {
+        self.give_reason(reason.into());
+        self.stop();
+    }
+
+    /// Asks the incumbent that stands by to undo this successor's trial; does nothing where it is not on trial, or not any more.
+    pub fn undo_trial(&self, reason: impl Into<String>) {
+        self.give_reason(reason.into());
+        self.0.waker.ring();
+    }
+
+    /// Returns whether this process serves on trial.
+    pub fn is_on_trial(&self) -> bool {
+        self.0.on_trial.load(Ordering::Acquire)
+    }
+
+    /// The first one counts: what follows from it is no reason of its own.
+    fn give_reason(&self, reason: String) {
+        let mut known = self.0.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get_or_insert(reason);
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct Stop {
     pub(crate) asked: AtomicBool,
+    /// Why a trial is to be undone, once that was asked for.
+    pub(crate) reason: Mutex<Option<String>>,
+    pub(crate) on_trial: AtomicBool,
     pub(crate) waker: Waker,
 }
 
@@ -274,7 +302,12 @@ impl Wakers {
     pub(crate) fn new() -> Result<Self> {
         let waker = || Waker::new().map_err(|e| Error::io("make an eventfd", e));
         Ok(Self {
-            stop: Arc::new(Stop { asked: AtomicBool::new(false), waker: waker()? }),
+            stop: Arc::new(Stop {
+                asked: AtomicBool::new(false),
+                reason: Mutex::new(None),
+                on_trial: AtomicBool::new(false),
+                waker: waker()?,
+            }),
             bell: Arc::new(waker()?),
         })
     }

@@ -135,6 +135,7 @@ pub mod supervise;
 pub mod supervisor;
 #[doc(hidden)]
 pub mod sys;
+pub mod wrap;
 
 pub use acceptor::{Acceptor, listen};
 pub use data_dir::DataDirLock;

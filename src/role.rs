@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::net::{TcpListener, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -168,6 +168,11 @@ impl HandshookSuccessor {
     pub fn listener_names(&self) -> Vec<String> {
         self.listeners.names()
     }
+
+    /// Returns the sockets that were passed, which the incumbent still accepts on. They are for a program that is made ready beside it.
+    pub fn listeners(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
+        self.copies.iter().map(|(name, fd)| (name.as_str(), fd.as_fd()))
+    }
 }
 
 /// A successor whose turn has come: it may take the lock and open the data, but not write.
@@ -213,6 +218,27 @@ impl BegunSuccessor {
     /// Returns what the incumbent made final; `None` when it died before it could, and this is a start as after a crash.
     pub fn sealed(&self) -> Option<&SealReport> {
         self.session.begin.as_ref().map(|begin| &begin.sealed)
+    }
+
+    /// Makes sure that the handoff goes on, where opening the data takes long; never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Aborted`] when it was undone: exit, without writing anything.
+    pub fn check(&mut self) -> Result<()> {
+        while let Some(input) = self.session.next_input() {
+            // An incumbent that died is succeeded all the same, and what is to be done then comes after the lock.
+            self.session.step(input);
+            if let Phase::Gone(reason) = self.session.phase() {
+                return Err(Error::Aborted { reason: reason.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up, and says why to the driver; for whoever finds that it cannot serve.
+    pub fn give_up(mut self, why: impl Into<String>) {
+        self.session.step(Input::Failed(why.into()));
     }
 
     /// Says which data directory was opened. The incumbent refuses a fingerprint that differs from what it sealed; without

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::channel::{Channel, Incoming};
@@ -481,17 +481,22 @@ impl<'a, D: Drainable> Server<'a, D> {
     }
 
     fn stop_if_asked(&mut self) {
-        if !self.incumbent.stop.asked.load(Ordering::Acquire) || self.end.is_some() {
+        if self.end.is_some() {
+            return;
+        }
+        let asked = self.incumbent.stop.asked.load(Ordering::Acquire);
+        let reason = self.incumbent.stop.reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !asked && reason.is_none() {
             return;
         }
         if let Some(session) = &mut self.incumbent.session {
             if *session.phase() == successor::Phase::OnTrial && !self.stop_relayed {
-                let reason = "the successor was asked to stop".to_owned();
+                let reason = reason.unwrap_or_else(|| "the successor was asked to stop".to_owned());
                 // Where its incumbent is gone, it is about to be final, and stops then.
                 let _ = session.relay(&Message::Abort { reason, cause: None });
                 self.stop_relayed = true;
             }
-        } else if self.incumbent.machine.phase == Phase::Serving {
+        } else if asked && self.incumbent.machine.phase == Phase::Serving {
             self.end = Some(Ok(Ended::Stopped));
         }
     }
@@ -1134,6 +1139,7 @@ impl<'a, D: Drainable> Server<'a, D> {
         }
         match self.incumbent.session.as_ref().map(|session| session.phase()) {
             Some(successor::Phase::Promoted) => {
+                self.incumbent.stop.on_trial.store(false, Ordering::Release);
                 self.incumbent.session = None;
                 self.job(Job::Settle);
             }

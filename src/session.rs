@@ -61,6 +61,11 @@ impl Session {
         })
     }
 
+    /// Whether it was granted for a trial.
+    pub(crate) fn is_for_trial(&self) -> bool {
+        self.bake.is_some()
+    }
+
     pub(crate) fn phase(&self) -> &Phase {
         &self.machine.phase
     }

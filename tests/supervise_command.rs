@@ -161,14 +161,20 @@ fn hanging_up_reads_the_configuration_again_and_a_broken_one_changes_nothing() {
 }
 
 #[test]
-fn a_supervisor_that_comes_back_needs_no_program_to_find_its_daemon() {
+fn a_supervisor_that_comes_back_needs_no_program_and_no_other_file_to_find_its_daemon() {
     let mut rig = Rig::new();
     rig.start();
     let daemon = rig.daemon();
     rig.signal(rig.pid(), "KILL");
     rig.end();
     rig.link("/nowhere/kvd");
+    rig.configure(&["kvd"], "metrics_file = \"/nowhere/metrics\"\n");
     rig.start();
+    rig.supervisor
+        .as_ref()
+        .unwrap()
+        .1
+        .wait_for("warning: unable to read handoff.toml: line 6, column 16: metrics_file");
     assert_eq!(rig.daemon(), daemon);
     let state = rig.state().unwrap();
     assert_eq!(state["is_child"], false, "{state}");

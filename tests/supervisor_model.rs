@@ -1,7 +1,12 @@
 //! The shipped supervisor's machine, model-checked with daemons that die and hang, other drivers, and deaths of the supervisor at any action.
 #![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::too_many_lines,
+    reason = "a move, an action and an input are a line or two each, and belong side by side"
+)]
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Mutex;
 
 use handoff::proto::supervisor::{
     Action, Force, Found, How, Input, Job, Machine, Phase, Stop, Then, Timer, Word,
@@ -86,8 +91,10 @@ struct World {
     readies: u8,
     /// What must not be.
     wrong: Option<&'static str>,
-    seen: BTreeSet<&'static str>,
 }
+
+/// What has happened in any run: a model in which nothing happens keeps every promise.
+static SEEN: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
 
 /// Something that may happen next.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -295,8 +302,8 @@ impl World {
         }
     }
 
-    fn note(&mut self, what: &'static str) {
-        self.seen.insert(what);
+    fn note(&self, what: &'static str) {
+        SEEN.lock().unwrap().insert(what);
     }
 
     fn act(&mut self) {
@@ -348,7 +355,10 @@ impl World {
             Action::Arm(timer) => drop(supervisor.timers.insert(timer)),
             Action::Disarm(timer) => drop(supervisor.timers.remove(&timer)),
             Action::Exit(how) => {
-                let alive = (0..DAEMONS).any(|daemon| self.lives(daemon));
+                // One that another driver has replaced just now, and that this supervisor never knew, ends by itself.
+                let known: BTreeSet<usize> = supervisor.former.iter().copied().chain(known).collect();
+                let counts = |daemon| !self.is(daemon, Daemon::Leaving) || known.contains(&daemon);
+                let alive = (0..DAEMONS).any(|daemon| self.lives(daemon) && counts(daemon));
                 match how {
                     How::Stopped if alive => self.wrong = Some("a stop that leaves a daemon"),
                     How::Follow if serves => self.wrong = Some("an end while somebody serves"),
@@ -391,7 +401,7 @@ impl World {
     }
 
     /// What the shell takes in of an answer.
-    fn answered(&mut self) -> Vec<Input> {
+    fn answered(&mut self, then: Then) -> Vec<Input> {
         let daemons = self.daemons;
         let Some(supervisor) = &mut self.supervisor else { return vec![] };
         let Some((found, daemon)) = supervisor.answer.take() else { return vec![] };
@@ -399,19 +409,21 @@ impl World {
             return vec![];
         }
         let lives = |daemon: usize| daemons[daemon] != Daemon::Dead;
-        if let Some(daemon) = daemon.filter(|daemon| lives(*daemon)) {
+        if daemon.is_some_and(|daemon| !lives(daemon)) {
+            supervisor.asks = true;
+            return vec![];
+        }
+        if let Some(daemon) = daemon {
             supervisor.former.remove(&daemon);
             let before = supervisor.daemon.replace(daemon);
             supervisor.former.extend(before.filter(|before| *before != daemon && lives(*before)));
         }
-        let lingers = found == Found::Serving && !supervisor.former.is_empty();
         let known = supervisor.daemon.is_some_and(lives);
-        if found == Found::Serving && daemon.is_some_and(|daemon| !lives(daemon)) {
-            // Its end comes next.
-            supervisor.daemon = daemon;
-        }
+        let lost = supervisor.daemon.take_if(|daemon| !lives(*daemon)).map(|_| Input::DaemonLost(then));
+        let lingers = (matches!(found, Found::Serving | Found::Nobody) && !supervisor.former.is_empty())
+            .then_some(Input::Lingers);
         let found = Input::Found(found, known || found == Found::Serving);
-        lingers.then_some(Input::Lingers).into_iter().chain([found]).collect()
+        lost.into_iter().chain(lingers).chain([found]).collect()
     }
 }
 
@@ -432,7 +444,6 @@ impl Model for System {
             stop: false,
             readies: 0,
             wrong: None,
-            seen: BTreeSet::new(),
         }]
     }
 
@@ -498,7 +509,7 @@ impl Model for System {
                 let supervisor = world.supervisor.as_mut()?;
                 (supervisor.asks, supervisor.answer) = (false, Some(found));
             }
-            Move::Answer => inputs = world.answered(),
+            Move::Answer => inputs = world.answered(self.then),
             Move::Start(works) => {
                 world.supervisor.as_mut()?.starts = false;
                 if !works {
@@ -668,7 +679,7 @@ fn own_moves(system: &System, world: &World) -> Vec<Move> {
     if supervisor.daemon.as_ref().is_some_and(dead) && !supervisor.started {
         moves.push(Move::Feed(Input::DaemonLost(system.then)));
     }
-    if !supervisor.former.is_empty() && supervisor.former.iter().all(|daemon| dead(daemon)) {
+    if !supervisor.former.is_empty() && supervisor.former.iter().all(dead) {
         moves.push(Move::Feed(Input::LingererLost));
     }
     moves.extend(supervisor.timers.iter().map(|timer| Move::Feed(Input::Expired(*timer))));
@@ -692,45 +703,38 @@ fn is_good(world: &World) -> bool {
     }
 }
 
-fn check(budget: Budget, then: Then, without: Option<Rule>) -> (usize, Vec<String>, BTreeSet<&'static str>) {
-    let seen = std::sync::Arc::new(std::sync::Mutex::new(BTreeSet::new()));
-    let theirs = std::sync::Arc::clone(&seen);
-    let visitor = move |path: stateright::Path<World, Move>| {
-        theirs.lock().unwrap().extend(path.last_state().seen.iter().copied());
-    };
-    let checker = System { budget, then, without }.checker().threads(2).visitor(visitor).spawn_bfs().join();
+fn check(budget: Budget, then: Then, without: Option<Rule>) -> (usize, Vec<String>) {
+    let checker = System { budget, then, without }.checker().threads(2).spawn_bfs().join();
     let found = checker.discoveries().into_iter().map(|(name, path)| {
         let steps: Vec<String> =
             path.clone().into_actions().iter().map(|step| format!("  {step:?}")).collect();
         format!("{name}: {:?}\n{}", path.last_state().wrong, steps.join("\n"))
     });
-    let found = found.collect();
-    let seen = seen.lock().unwrap().clone();
-    (checker.unique_state_count(), found, seen)
+    (checker.unique_state_count(), found.collect())
 }
 
 #[test]
 fn the_supervisor_keeps_its_promises() {
     let budgets = [
-        ("two kills, a death and two swaps", Budget { kills: 2, deaths: 1, swaps: 2, ..NONE }),
+        ("a kill, a death and two swaps", Budget { kills: 1, deaths: 1, swaps: 2, ..NONE }),
         ("a kill, a rival, a death and a stop", Budget { kills: 1, rivals: 1, deaths: 1, stops: 1, ..NONE }),
+        ("two kills, a swap and a stop", Budget { kills: 2, swaps: 1, stops: 1, ..NONE }),
         ("a swap, a hang and two stops", Budget { swaps: 1, hangs: 1, stops: 2, ..NONE }),
-        ("two swaps, a rival and a hang", Budget { swaps: 2, rivals: 1, hangs: 1, ..NONE }),
+        ("a swap, a rival and a hang", Budget { swaps: 1, rivals: 1, hangs: 1, ..NONE }),
         (
-            "two upgrades, a swap, a death and a stop",
-            Budget { reexecs: 2, swaps: 1, deaths: 1, stops: 1, ..NONE },
+            "an upgrade, a swap, a death and a stop",
+            Budget { reexecs: 1, swaps: 1, deaths: 1, stops: 1, ..NONE },
         ),
-        ("failures, a death and a stop", Budget { failures: 2, deaths: 1, stops: 1, ..NONE }),
+        ("a failure, a death and a stop", Budget { failures: 1, deaths: 1, stops: 1, ..NONE }),
     ];
-    let mut all = BTreeSet::new();
     for (name, budget) in budgets {
         for then in [Then::Restart, Then::Follow] {
-            let (states, found, seen) = check(budget, then, None);
+            let (states, found) = check(budget, then, None);
             println!("{name}, {then:?}: {states} states");
             assert!(found.is_empty(), "{name}, {then:?}: {}", found.join("\n"));
-            all.extend(seen);
         }
     }
+    let all = SEEN.lock().unwrap();
     for what in [
         "started",
         "committed",
@@ -758,7 +762,7 @@ fn every_rule_is_needed() {
     };
     for rule in RULES {
         let then = if rule == Rule::LooksBeforeItFollows { Then::Follow } else { Then::Restart };
-        let (_, found, _) = check(budget(rule), then, Some(rule));
+        let (_, found) = check(budget(rule), then, Some(rule));
         assert!(!found.is_empty(), "nothing fails without {rule:?}");
         println!("without {rule:?}: {}", found[0]);
     }

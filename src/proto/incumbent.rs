@@ -131,13 +131,15 @@ impl Opened {
             return Some(Reason::Unhealthy);
         }
         let sealed = sealed?;
-        if self.readiness.advertised_revision_per_shard != sealed.last_revision_per_shard {
+        let opened = &self.readiness.advertised_revision_per_shard;
+        if sealed.knows_revisions() && *opened != sealed.last_revision_per_shard {
             return Some(Reason::StaleRevision {
                 sealed: sealed.last_revision_per_shard.clone(),
-                opened: self.readiness.advertised_revision_per_shard.clone(),
+                opened: opened.clone(),
             });
         }
-        (self.fingerprint != sealed.data_dir_fingerprint).then_some(Reason::Fingerprint)
+        let differs = sealed.knows_fingerprint() && self.fingerprint != sealed.data_dir_fingerprint;
+        differs.then_some(Reason::Fingerprint)
     }
 }
 
@@ -656,5 +658,46 @@ impl Request {
             Self::Retire => "retire",
             Self::Foreign(name) => name,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(revisions: &[u64], fingerprint: u8) -> Opened {
+        let readiness = ReadinessSnapshot {
+            listening_on: vec![],
+            healthz_ok: true,
+            advertised_revision_per_shard: revisions.to_vec(),
+        };
+        Opened { readiness, fingerprint: [fingerprint; 32] }
+    }
+
+    fn sealed(revisions: &[u64], fingerprint: u8) -> SealReport {
+        SealReport { last_revision_per_shard: revisions.to_vec(), data_dir_fingerprint: [fingerprint; 32] }
+    }
+
+    #[test]
+    fn what_was_not_known_when_it_was_sealed_is_not_compared() {
+        assert_eq!(opened(&[7], 5).mismatch(Some(&sealed(&[], 0))), None);
+        assert_eq!(opened(&[7], 5).mismatch(Some(&sealed(&[7], 0))), None);
+        assert_eq!(opened(&[7], 5).mismatch(Some(&sealed(&[], 5))), None);
+        assert_eq!(opened(&[], 0).mismatch(Some(&sealed(&[], 0))), None);
+    }
+
+    #[test]
+    fn what_was_known_must_be_found_also_by_who_does_not_know_it() {
+        let stale = Reason::StaleRevision { sealed: vec![7], opened: vec![] };
+        assert_eq!(opened(&[], 5).mismatch(Some(&sealed(&[7], 5))), Some(stale));
+        assert_eq!(opened(&[7], 0).mismatch(Some(&sealed(&[7], 5))), Some(Reason::Fingerprint));
+        assert_eq!(opened(&[7], 5).mismatch(Some(&sealed(&[], 4))), Some(Reason::Fingerprint));
+    }
+
+    #[test]
+    fn an_unhealthy_successor_is_refused_whatever_is_known() {
+        let mut opened = opened(&[], 0);
+        opened.readiness.healthz_ok = false;
+        assert_eq!(opened.mismatch(Some(&sealed(&[], 0))), Some(Reason::Unhealthy));
     }
 }

@@ -114,6 +114,8 @@ pub(super) struct Engine {
     pub(super) restarts_total: u32,
     pub(super) swaps: Vec<(String, u64)>,
     detail: String,
+    /// How the last swap ended, for the service manager.
+    last_swap: String,
     extended: Instant,
     metrics: Textfile,
     exit: Option<How>,
@@ -164,6 +166,7 @@ impl Engine {
             restarts_total: 0,
             swaps: vec![],
             detail: String::new(),
+            last_swap: String::new(),
             extended: now,
             metrics: Textfile::new(),
             exit: None,
@@ -345,6 +348,10 @@ impl Engine {
         if self.machine.phase != Phase::Inquiring {
             return;
         }
+        if answer.daemon.as_ref().is_some_and(Daemon::is_dead) {
+            // It was true when it was asked.
+            return self.inquire();
+        }
         if let Some(recovered) = &answer.recovered {
             let ended = crate::recover::reason_of(&recovered.outcome)
                 .unwrap_or_else(|| recovered.outcome.name().to_owned());
@@ -360,13 +367,18 @@ impl Engine {
         self.detail = detail;
         self.listeners.extend(answer.listeners);
         let adopted = answer.daemon.map(|daemon| self.adopt(daemon));
+        // That one has ended comes before that nobody serves: it says what is to be done about it.
+        if self.daemon.as_ref().is_some_and(Daemon::is_dead) {
+            self.daemon_lost();
+        }
         let lives = self.daemon.as_ref().is_some_and(|daemon| !daemon.is_dead());
         if let (Found::Serving, Some(true), Some(daemon)) = (answer.found, adopted, &self.daemon) {
             let binary =
                 daemon.program.as_ref().map_or(String::new(), |(path, _)| path.display().to_string());
             self.say("info", &format!("{} serves: {binary}", daemon.process));
         }
-        if answer.found == Found::Serving && !self.former.is_empty() {
+        // While a handoff goes on, the one of before may have to take over again.
+        if matches!(answer.found, Found::Serving | Found::Nobody) && !self.former.is_empty() {
             self.feed(Input::Lingers);
         }
         self.tell_verdicts();
@@ -880,6 +892,7 @@ impl Engine {
         let pid = outcome.pid.map_or(String::new(), |pid| format!(", pid {pid} serves"));
         let level = if outcome.committed { "info" } else { "warning" };
         self.say(level, &format!("swap {}: {}{pid}{why}", outcome.handoff_id, outcome.outcome.name()));
+        self.last_swap = format!("; the last swap: {}{why}", outcome.outcome.name());
         let busy = match &outcome.outcome {
             Outcome::Refused(Refusal::Busy { handoff, phase, age_ms }) => {
                 Some((handoff.clone(), phase.clone(), *age_ms))
@@ -995,6 +1008,7 @@ impl Engine {
             .daemon
             .as_ref()
             .map_or("nobody serves".to_owned(), |daemon| format!("{} serves", daemon.process));
+        let status = status + &self.last_swap;
         match word {
             Word::Ready => {
                 self.managed.ready(&self.listeners, &status);

@@ -23,6 +23,8 @@ const OF_A_USER_MAX: usize = 8;
 const OF_OURS_MAX: usize = 48;
 /// How long a client may take for a request, or for taking an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a supervisor that was killed may take to be gone.
+const DYING: Duration = Duration::from_secs(1);
 /// How long nobody is accepted after that failed.
 const PAUSE: Duration = Duration::from_millis(100);
 /// What a client is borne with: a request names a program and its arguments.
@@ -76,7 +78,7 @@ pub(super) fn bind(settings: &Settings) -> Result<OwnedFd> {
     }
     // Where others may ask, everybody may connect, and who it is decides.
     let access = Access { mode: Some(mode(settings)), ..Access::default() };
-    match bind::unix_path(Transport::Stream, path, &Options::default(), access) {
+    match bind_patiently(path, access) {
         Ok(Ok(fd)) => Ok(fd),
         Ok(Err(Occupied::ByFile)) => {
             let detail = "a file that is no socket is there".to_owned();
@@ -88,6 +90,17 @@ pub(super) fn bind(settings: &Settings) -> Result<OwnedFd> {
             Err(Error::Refused { reason: format!("{who} listens at {} already", path.display()) })
         }
         Err(e) => Err(Error::io(format!("listen for triggers at {}", path.display()), e)),
+    }
+}
+
+/// A supervisor that was killed is gone, but what it had just forked may have its socket until it becomes another program.
+fn bind_patiently(path: &Path, access: Access) -> std::io::Result<Result<OwnedFd, Occupied>> {
+    let until = Instant::now() + DYING;
+    loop {
+        match bind::unix_path(Transport::Stream, path, &Options::default(), access) {
+            Ok(Err(Occupied::ByLive(_))) if Instant::now() < until => std::thread::sleep(DYING / 100),
+            bound => return bound,
+        }
     }
 }
 

@@ -78,6 +78,11 @@ pub(crate) fn sync_data(file: &File) -> io::Result<()> {
     file.sync_data()
 }
 
+/// Makes everything on the directory's file system durable, whoever wrote it, see syncfs(2).
+pub(crate) fn sync_file_system(dir: &Path) -> io::Result<()> {
+    Ok(nix::unistd::syncfs(File::open(dir)?)?)
+}
+
 /// Makes a new file durable: its bytes, its size, and its name in the directory.
 pub(crate) fn sync_new(file: &File, dir: &Path) -> io::Result<()> {
     file.sync_all()?;

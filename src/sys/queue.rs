@@ -22,6 +22,8 @@ const TCP_LISTEN: u8 = 10;
 const NLM_F_REQUEST: u16 = 1;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const UDIAG_SHOW_RQLEN: u32 = 0x10;
+const UDIAG_SHOW_PEER: u32 = 0x04;
+const UNIX_DIAG_PEER: u16 = 2;
 const UNIX_DIAG_RQLEN: u16 = 4;
 /// The sizes of struct nlmsghdr, unix_diag_req and unix_diag_msg.
 const NETLINK_HEADER: usize = 16;
@@ -64,13 +66,23 @@ fn of_tcp(fd: BorrowedFd<'_>) -> io::Result<Option<AcceptQueue>> {
 /// Kernels without CONFIG_UNIX_DIAG, and sandboxes, do not answer.
 fn of_unix(fd: BorrowedFd<'_>) -> io::Result<Option<AcceptQueue>> {
     let Ok(ino) = u32::try_from(inode(fd)?.ino) else { return Ok(None) };
-    Ok(ask_diag(ino).ok().and_then(|answer| queue_in(&answer)))
+    Ok(ask_diag(ino, UDIAG_SHOW_RQLEN).ok().and_then(|answer| queue_in(&answer)))
 }
 
-fn ask_diag(ino: u32) -> nix::Result<Vec<u8>> {
+/// Returns the inode of a Unix connection's other end: 0 while nobody has accepted it, nothing where there is none.
+pub(super) fn unix_peer(fd: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+    let Ok(ino) = u32::try_from(inode(fd)?.ino) else { return Ok(None) };
+    let answer = ask_diag(ino, UDIAG_SHOW_PEER)?;
+    if half_at(&answer, 4) != Some(SOCK_DIAG_BY_FAMILY) {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel does not tell"));
+    }
+    Ok(attribute(&answer, UNIX_DIAG_PEER).and_then(|value| word_at(value, 0)).map(u64::from))
+}
+
+fn ask_diag(ino: u32, show: u32) -> nix::Result<Vec<u8>> {
     let diag =
         socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
-    sendto(diag.as_raw_fd(), &request(ino), &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    sendto(diag.as_raw_fd(), &request(ino, show), &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
     let mut answer = vec![0; 4096];
     // The kernel has answered before it returned from the request.
     let length = recv(diag.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT)?;
@@ -78,12 +90,12 @@ fn ask_diag(ino: u32) -> nix::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// Asks for the queue of the one socket with this inode, in any state and with any cookie, see sock_diag(7).
-fn request(ino: u32) -> Vec<u8> {
+/// Asks for something of the one socket with this inode, in any state and with any cookie, see sock_diag(7).
+fn request(ino: u32, show: u32) -> Vec<u8> {
     let kind_and_flags = [SOCK_DIAG_BY_FAMILY.to_ne_bytes(), NLM_F_REQUEST.to_ne_bytes()].concat();
     let sequence_and_port = [0; 8];
     let family_and_protocol = [libc::AF_UNIX as u8, 0, 0, 0];
-    let words = [u32::MAX, ino, UDIAG_SHOW_RQLEN, u32::MAX, u32::MAX].map(u32::to_ne_bytes);
+    let words = [u32::MAX, ino, show, u32::MAX, u32::MAX].map(u32::to_ne_bytes);
     [
         &(REQUEST as u32).to_ne_bytes()[..],
         &kind_and_flags,
@@ -98,11 +110,17 @@ fn queue_in(answer: &[u8]) -> Option<AcceptQueue> {
     if half_at(answer, 4)? != SOCK_DIAG_BY_FAMILY {
         return None;
     }
+    let value = attribute(answer, UNIX_DIAG_RQLEN)?;
+    Some(AcceptQueue { len: word_at(value, 0)?, limit: word_at(value, 4)? })
+}
+
+/// Returns what is in an answer's attribute of a kind.
+fn attribute(answer: &[u8], wanted: u16) -> Option<&[u8]> {
     let mut attributes = answer.get(ANSWER..)?;
     loop {
         let (length, kind) = (usize::from(half_at(attributes, 0)?), half_at(attributes, 2)?);
-        if kind == UNIX_DIAG_RQLEN && length >= 12 {
-            return Some(AcceptQueue { len: word_at(attributes, 4)?, limit: word_at(attributes, 8)? });
+        if kind == wanted {
+            return attributes.get(4..length);
         }
         attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
     }

@@ -7,8 +7,9 @@ use std::net::{SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
+    AddressFamily, Backlog, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, listen, sockopt,
 };
 use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
@@ -118,6 +119,35 @@ fn family(address: &SockaddrStorage) -> Family {
         Some(AddressFamily::Unix) => Family::Unix,
         _ => Family::Other,
     }
+}
+
+/// Returns the flags that belong to the open file description, which everybody who has a copy shares, see F_GETFL.
+///
+/// # Errors
+/// EBADF.
+pub fn status_flags(fd: BorrowedFd<'_>) -> io::Result<i32> {
+    Ok(fcntl(fd, FcntlArg::F_GETFL)?)
+}
+
+/// Sets them, for everybody.
+///
+/// # Errors
+/// EBADF.
+pub fn set_status_flags(fd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::from_bits_truncate(flags)))?;
+    Ok(())
+}
+
+/// One of these flags: accept(2) and the like do not wait.
+pub const NONBLOCK: i32 = libc::O_NONBLOCK;
+
+/// Makes a socket listen that was shut down, with a queue of this length.
+///
+/// # Errors
+/// What listen(2) returns: EADDRINUSE where somebody else has the address by now.
+pub fn listen_again(fd: BorrowedFd<'_>, limit: u32) -> io::Result<()> {
+    let backlog = i32::try_from(limit).ok().and_then(|limit| Backlog::new(limit).ok());
+    Ok(listen(&fd, backlog.unwrap_or(Backlog::MAXCONN))?)
 }
 
 fn transport(fd: BorrowedFd<'_>) -> io::Result<Transport> {

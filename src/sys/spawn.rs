@@ -122,6 +122,10 @@ pub struct Spawn<'a> {
     pub image: Image<'a>,
     /// Whether it leads a session of its own, whose id is then its pid.
     pub new_session: bool,
+    /// Whether it leads a process group of its own, in our session. A session of its own is more than that.
+    pub new_group: bool,
+    /// Whether it runs by its path, as long as that names the file that was opened: its `$0` and its name in `ps` are the usual ones.
+    pub by_path: bool,
     /// Whether it is nobody's child but init's: the child that is returned only started it, and ends at once.
     pub orphan: bool,
     /// The directory of a control group that it is in from its first instruction.
@@ -142,6 +146,8 @@ impl<'a> Spawn<'a> {
         Self {
             image,
             new_session: false,
+            new_group: false,
+            by_path: false,
             orphan: false,
             cgroup: None,
             directory: None,
@@ -191,7 +197,11 @@ impl<'a> Spawn<'a> {
     }
 
     fn prepare(&self) -> Result<(Command, PipeReader)> {
-        let launch = Launch::prepare(&self.image, &[])?;
+        let mut launch = Launch::prepare(&self.image, &[])?;
+        let program = self.image.program;
+        if self.by_path && program.same_file(program.path()) {
+            launch.path = Some(c_string(program.path().as_os_str().as_bytes().to_vec())?);
+        }
         let (reader, writer) = io::pipe().map_err(|e| Error::io("make a pipe", e))?;
         let writer = lift(writer.as_fd(), launch.floor).map_err(|e| Error::io("make a pipe", e))?;
         let mut newborn = Newborn {
@@ -202,7 +212,10 @@ impl<'a> Spawn<'a> {
             cgroup: self.cgroup.as_deref().map(open_cgroup).transpose()?,
             strays_max: strays_max(),
         };
-        let mut command = Command::new(self.image.program.path());
+        let mut command = Command::new(program.path());
+        if self.new_group {
+            command.process_group(0);
+        }
         let stdin = if self.stdin.is_some() { stdio(self.stdin)? } else { Stdio::null() };
         command.stdin(stdin).stdout(stdio(self.stdout)?).stderr(stdio(self.stderr)?);
         if let Some(directory) = &self.directory {

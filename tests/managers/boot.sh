@@ -25,6 +25,8 @@ exec unshare --cgroup sh -eu -c '
     for file in passwd group nsswitch.conf ld.so.cache; do
         cp "/etc/$file" "$test/etc/"
     done
+    # Without it this would be a first boot, which enables every unit.
+    tr -d - </proc/sys/kernel/random/uuid >"$test/etc/machine-id"
     echo "kv:x:967:967::/:/usr/sbin/nologin" >>"$test/etc/passwd"
     echo "kv:x:967:" >>"$test/etc/group"
     cp "$units/handoff.toml" "$test/etc/kv/"

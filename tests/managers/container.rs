@@ -10,6 +10,7 @@ use handoff::control::Control;
 use crate::common::load::{Load, Plan};
 use crate::common::said::Said;
 use crate::common::{HANDOFF, Lines, PATIENCE, eventually, has_tool, wait_for_exit};
+use crate::label_of;
 
 /// A pid namespace with a supervisor as its first process.
 struct Container {
@@ -74,7 +75,8 @@ impl Container {
         let deadline = Instant::now() + PATIENCE;
         let status =
             Control::connect(self.path("run/control"), "test", deadline).ok()?.status(deadline).ok()?;
-        (status.phase == "serving" && status.handoff.is_none()).then_some(status.build_id)
+        let rests = status.phase == "serving" && status.handoff.is_none();
+        rests.then(|| label_of(&status.build_id))
     }
 
     #[track_caller]
@@ -86,7 +88,7 @@ impl Container {
 
     fn swap(&self, label: &str, faults: &[&str]) -> Said {
         let mut command = Command::new(HANDOFF);
-        command.arg("trigger").arg("--trigger").arg(self.path("run/trigger"));
+        command.args(["trigger", "--queue", "--trigger"]).arg(self.path("run/trigger"));
         command.args([HANDOFF, "kvd", "--version-label", label]);
         Said::of({
             command.args(faults.iter().flat_map(|fault| ["--fail", fault])).stdin(Stdio::null());

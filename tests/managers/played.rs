@@ -17,7 +17,8 @@ use handoff::sys::spawn::{Image, Program, Spawn};
 use handoff::sys::{clock, datagram, socket};
 
 use crate::common::said::Said;
-use crate::common::{HANDOFF, Lines, PATIENCE, eventually, wait_for_exit};
+use crate::common::{HANDOFF, Lines, PATIENCE, eventually, has_tool, wait_for_exit};
+use crate::label_of;
 
 /// The watchdog's limit: short enough to be heard of, and long enough for a slow machine, as nobody is killed here.
 const WATCHDOG: Duration = Duration::from_millis(400);
@@ -152,6 +153,18 @@ impl Manager {
         fs::rename(self.path("beside"), self.path("handoff.toml")).unwrap();
     }
 
+    /// Has a shell become the daemon, after it has run this, and lets it say when it is ready.
+    fn configure_shell(&self, script: &str) {
+        self.configure("v1", &[]);
+        let text = fs::read_to_string(self.path("handoff.toml")).unwrap();
+        let (binary, args) = (format!("binary = \"{HANDOFF}\""), "args = [\"kvd\"");
+        assert!(text.contains(&binary) && text.contains(args), "{text}");
+        let script = format!("{script} exec '{HANDOFF}' \"$@\"");
+        let shell = format!("args = [\"-c\", {script:?}, \"sh\", \"kvd\"");
+        let text = text.replace(&binary, "binary = \"/bin/sh\"").replace(args, &shell);
+        fs::write(self.path("handoff.toml"), text + "[readiness]\nby = \"notify\"\n").unwrap();
+    }
+
     /// Starts the service with what is stored, as a service manager would.
     fn start(&mut self) {
         let program = Program::open(Path::new(HANDOFF)).unwrap();
@@ -262,7 +275,8 @@ impl Manager {
         let deadline = Instant::now() + PATIENCE;
         let status =
             Control::connect(self.path("run/control"), "test", deadline).ok()?.status(deadline).ok()?;
-        (status.phase == "serving" && status.handoff.is_none()).then_some(status.build_id)
+        let rests = status.phase == "serving" && status.handoff.is_none();
+        rests.then(|| label_of(&status.build_id))
     }
 
     fn daemon(&self) -> u32 {
@@ -443,4 +457,81 @@ fn a_daemon_that_never_serves_is_never_ready() {
     while manager.take(Instant::now()) {}
     let ready = manager.news.iter().any(|message| message.says("READY"));
     assert!(!ready, "{:?}", manager.news);
+}
+
+/// It waits for the first client, and then becomes what it is told, with the socket.
+#[test]
+fn a_socket_that_systemd_socket_activate_holds_is_the_daemons() {
+    if !has_tool("systemd", Command::new("systemd-socket-activate").arg("--version")) {
+        return;
+    }
+    let mut manager = Manager::new(true);
+    manager.configure("v1", &[]);
+    let mut child = socket_activate(&manager).spawn().unwrap();
+    manager.stderr = Some(Lines::of(child.stderr.take().unwrap()));
+    manager.service = Some(child);
+    manager.stderr.as_ref().unwrap().wait_for("Listening on");
+    let mut first = crate::common::load::Connection::open(manager.addr(), PATIENCE).unwrap();
+    manager.expect("READY");
+    assert_eq!(first.call(&["PING"]).unwrap(), crate::common::load::Answer::Simple("PONG".into()));
+    let warned = manager.said().into_iter().any(|line| line.contains("warning"));
+    assert!(!warned, "{:?}", manager.said());
+    assert_eq!(manager.stop(), Some(0));
+    manager.expect_silence();
+}
+
+fn socket_activate(manager: &Manager) -> Command {
+    let mut command = Command::new("systemd-socket-activate");
+    command.args(["--listen", &manager.addr().to_string(), "--fdname=resp"]);
+    // It clears the environment but for what it is told to pass on.
+    let mut notify = OsString::from("--setenv=NOTIFY_SOCKET=");
+    notify.push(&manager.address);
+    command.arg(notify).args([HANDOFF, "supervise", "--config"]).arg(manager.path("handoff.toml"));
+    command.stdin(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// The daemon's helper says so on the supervisor's socket, when somebody lets it.
+#[test]
+fn a_daemon_that_is_to_say_that_it_is_ready_is_waited_for_and_its_words_are_passed_on() {
+    if !has_tool("systemd", Command::new("systemd-notify").arg("--version")) {
+        return;
+    }
+    let mut manager = Manager::new(false);
+    let gate = manager.path("gate");
+    let notify = "systemd-notify --status='reads its data' && systemd-notify EXTEND_TIMEOUT_USEC=7000000";
+    let helper = format!("(read _ <'{}' && systemd-notify --ready) &", gate.display());
+    manager.configure_shell(&format!("{notify} || exit 9; {helper}"));
+    assert!(Command::new("mkfifo").arg(&gate).status().unwrap().success());
+    manager.start();
+    let deadline = Instant::now() + PATIENCE;
+    while manager.label().as_deref() != Some("v1") {
+        assert!(Instant::now() < deadline, "{:?}", manager.said());
+        manager.take(Instant::now() + Duration::from_millis(10));
+    }
+    // It serves, and is asked for nothing more: but has not said so.
+    let until = Instant::now() + Duration::from_millis(300);
+    while manager.take(until) {}
+    assert!(!manager.news.iter().any(|message| message.says("READY")), "{:?}", manager.news);
+    let daemon = manager.daemon();
+    assert!(manager.statuses.contains(&format!("pid {daemon}: reads its data")), "{:?}", manager.statuses);
+    assert!(manager.extensions.contains(&Duration::from_secs(7)), "{:?}", manager.extensions);
+
+    // Nor does it count when somebody else says it.
+    let environ = fs::read(format!("/proc/{daemon}/environ")).unwrap();
+    let environ = environ.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+    let private =
+        environ.filter_map(|var| Some(var.strip_prefix("NOTIFY_SOCKET=")?.to_owned())).next().unwrap();
+    let address = datagram::Address::parse(OsStr::new(&private)).unwrap();
+    datagram::send_to(datagram::sender().unwrap().as_fd(), &address, b"READY=1\nSTATUS=a stranger", &[])
+        .unwrap();
+    let until = Instant::now() + Duration::from_millis(300);
+    while manager.take(until) {}
+    assert!(!manager.news.iter().any(|message| message.says("READY")), "{:?}", manager.news);
+
+    fs::write(&gate, "go\n").unwrap();
+    manager.expect("READY");
+    assert!(!manager.statuses.iter().any(|status| status.contains("stranger")), "{:?}", manager.statuses);
+    assert_eq!(manager.stop(), Some(0));
+    manager.expect_silence();
 }

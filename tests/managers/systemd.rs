@@ -4,8 +4,8 @@ use std::process::Command;
 
 use handoff::sys::process::{PidFd, Signal};
 
-use crate::common::has_tool;
 use crate::common::said::Said;
+use crate::common::{HANDOFF, has_tool};
 use crate::machine::{Machine, units};
 
 /// Runs systemd-analyze over the units, with a program that is there.
@@ -25,6 +25,17 @@ fn the_units_are_what_systemd_understands() {
         .args(["kvd.service", "kvd.socket"].map(|name| dir.path().join(name)));
     let said = Said::of(command).expect(0);
     assert_eq!((said.out.as_str(), said.err.as_str()), ("", ""));
+}
+
+/// As far as the unit goes; what it says of this machine is another matter.
+#[test]
+fn the_doctor_finds_no_trap_in_the_unit() {
+    let mut command = Command::new(HANDOFF);
+    command.args(["doctor", "--json", "--unit"]).arg(units().join("kvd.service"));
+    let found = Said::of(command).json();
+    let checks = found["checks"].as_array().unwrap();
+    let of_the_unit: Vec<_> = checks.iter().filter(|check| check["check"] == "unit").collect();
+    assert!(!of_the_unit.is_empty() && of_the_unit.iter().all(|check| check["verdict"] == "ok"), "{found}");
 }
 
 /// A machine with the service, under load, and the daemon's pid.
@@ -92,14 +103,15 @@ fn swaps_keep_the_main_pid_and_a_stop_leaves_nothing() {
     }
     // A successor that is not healthy: the incumbent serves on, and systemd has nothing to do.
     machine.reload("\"v4\"", "\"v5\", \"--fail\", \"unhealthy\"");
-    machine.await_log("unhealthy");
+    machine.await_log("rolled-back");
     machine.settle("v4");
     machine.await_running();
     assert_eq!((machine.main_pid(), machine.restarts()), (supervisor, 0), "{}", machine.log());
+    assert!(machine.show("StatusText").contains("rolled-back"), "{}", machine.show("StatusText"));
 
     // A new supervisor in place.
     machine.kill_supervisor("USR2");
-    machine.await_log("became");
+    machine.await_log("goes on as version");
     machine.reload("\"v5\", \"--fail\", \"unhealthy\"", "\"v6\"");
     machine.settle("v6");
     machine.await_running();

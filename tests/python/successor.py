@@ -63,7 +63,7 @@ def wait_for_grant(lease, begin, daemon, incumbent, margin):
     while (word := wait(lease, until, incumbent, closed=None))["type"] != "granted":
         if word["type"] == "aborted":
             raise Lost(word["reason"])
-        if word["type"] == "incumbent-lost" and [daemon.value] == sealed["last_revision_per_shard"]:
+        if word["type"] == "incumbent-lost" and sealed["last_revision_per_shard"] in ([], [daemon.value]):
             return  # It died with the data sealed: that is a grant.
         if word["type"] == "incumbent-lost":
             raise Lost({"kind": "unhealthy"})

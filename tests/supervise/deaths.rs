@@ -11,7 +11,7 @@ fn a_supervisor_that_was_killed_is_followed_by_one_that_adopts_the_daemon() {
     let load = rig.load();
     for round in 1..=3 {
         let pid = rig.settle();
-        rig.supervisor.kill();
+        rig.kill_supervisor();
         rig.start_again();
         assert_eq!(rig.settle(), pid);
         let state = rig.state().unwrap();
@@ -40,7 +40,7 @@ fn a_supervisor_that_was_killed_in_a_swap_leaves_one_daemon_that_serves() {
                 status.phase == phase || (phase == "sealed" && status.handoff.is_some())
             })
         });
-        rig.supervisor.kill();
+        rig.kill_supervisor();
         assert!(swap.join().unwrap().is_err());
         rig.start_again();
         rig.settle();
@@ -56,7 +56,7 @@ fn a_trial_outlives_the_supervisor_that_began_it() {
     let load = rig.load();
     let swap = rig.swap_meanwhile(Swap { bake_ms: Some(1500), ..rig.to("v1", &[]) });
     eventually("the trial", || rig.daemon().is_some_and(|status| status.role == "successor"));
-    rig.supervisor.kill();
+    rig.kill_supervisor();
     assert!(swap.join().unwrap().is_err());
     rig.start_again();
     rig.settle();
@@ -83,11 +83,12 @@ fn the_right_program_is_started_when_everybody_was_killed() {
         }
         let before = load.counts().acknowledged;
         eventually("writes", || load.counts().acknowledged > before + 30);
-        rig.supervisor.kill();
-        for pid in rig.daemons() {
-            process::signal(pid, "KILL");
-        }
+        // At once, as when the machine fails: nobody finds out that another one has died.
+        let all = [vec![rig.supervisor.pid()], rig.daemons()].concat();
+        all.iter().for_each(|pid| process::stop(*pid));
+        all.iter().for_each(|pid| process::signal(*pid, "KILL"));
         drop(swap.join());
+        rig.kill_supervisor();
         let ledger = load.stop();
         rig.start_again();
         rig.settle();

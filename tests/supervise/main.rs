@@ -33,6 +33,7 @@ pub struct Rig {
     supervisor: Process,
     before: Vec<Process>,
     command: Vec<String>,
+    is_killed: bool,
 }
 
 impl Rig {
@@ -54,7 +55,7 @@ impl Rig {
         let words = [&own[..], keys, &["--"], program, &["--data-dir", path]].concat();
         let command: Vec<String> = words.into_iter().map(str::to_owned).collect();
         let supervisor = Process::start(Command::new(example("supervisor")).args(&command));
-        Self { dir, supervisor, before: vec![], command }
+        Self { dir, supervisor, before: vec![], command, is_killed: false }
     }
 
     /// The same with nothing added.
@@ -62,13 +63,22 @@ impl Rig {
         let words = std::iter::once(dir.path().to_str().unwrap()).chain(keys.iter().copied());
         let command: Vec<String> = words.map(str::to_owned).chain(program.iter().cloned()).collect();
         let supervisor = Process::start(Command::new(example("supervisor")).args(&command));
-        Self { dir, supervisor, before: vec![], command }
+        Self { dir, supervisor, before: vec![], command, is_killed: false }
     }
 
-    /// Starts the supervisor again, as a service manager does.
+    /// Starts the supervisor again when it has ended, as a service manager does.
     pub fn start_again(&mut self) {
+        if self.is_killed {
+            self.supervisor.wait();
+        }
+        self.is_killed = false;
         let next = Process::start(Command::new(example("supervisor")).args(&self.command));
         self.before.push(std::mem::replace(&mut self.supervisor, next));
+    }
+
+    pub fn kill_supervisor(&mut self) {
+        self.supervisor.kill();
+        self.is_killed = true;
     }
 
     pub fn dir(&self) -> &Path {

@@ -13,7 +13,7 @@ fn the_supervisor_ends_as_the_daemon_did() {
     assert_eq!(rig.supervisor.wait().code(), Some(7), "{:#?}", rig.supervisor.lines());
     // How one ended that is no child is not known.
     let mut rig = Rig::start(&[], &[]);
-    rig.supervisor.kill();
+    rig.kill_supervisor();
     rig.start_again();
     process::signal(rig.settle(), "KILL");
     assert_eq!(rig.supervisor.wait().code(), Some(6), "{:#?}", rig.supervisor.lines());

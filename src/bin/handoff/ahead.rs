@@ -70,6 +70,7 @@ impl Command {
             | Self::Trigger(_)
             | Self::Doctor(_)
             | Self::ExecSuccessor(_)
+            | Self::Wrap(_)
             | Self::Kvd(_) => None,
         }
     }

@@ -34,6 +34,7 @@ mod supervise;
 mod swap;
 mod trigger;
 mod words;
+mod wrap;
 
 use std::ffi::{OsStr, OsString};
 
@@ -75,6 +76,7 @@ enum Command {
     Seal(seal::Args),
     ExecSuccessor(exec_successor::Args),
     Journal(journal::Args),
+    Wrap(wrap::Args),
     Kvd(kvd::Args),
 }
 
@@ -95,6 +97,7 @@ impl Command {
             Self::Seal(_) => "seal",
             Self::ExecSuccessor(_) => "exec-successor",
             Self::Journal(_) => "journal",
+            Self::Wrap(_) => "wrap",
             Self::Kvd(_) => "kvd",
         }
     }
@@ -115,6 +118,7 @@ impl Command {
             Self::Seal(args) => seal::run(&args),
             Self::ExecSuccessor(args) => exec_successor::run(&args),
             Self::Journal(args) => journal::run(args),
+            Self::Wrap(args) => wrap::run(args),
             Self::Kvd(args) => kvd::run(args),
         }
     }
@@ -129,7 +133,7 @@ impl Command {
 /// Adds a command's arguments to its definition.
 type Augment = fn(clap::Command) -> clap::Command;
 
-const DEFINITIONS: [(&str, Augment); 15] = [
+const DEFINITIONS: [(&str, Augment); 16] = [
     ("demo", demo::Args::augment_args),
     ("swap", swap::Args::augment_args),
     ("supervise", supervise::Args::augment_args),
@@ -144,6 +148,7 @@ const DEFINITIONS: [(&str, Augment); 15] = [
     ("seal", seal::Args::augment_args),
     ("exec-successor", exec_successor::Args::augment_args),
     ("journal", journal::Args::augment_args),
+    ("wrap", wrap::Args::augment_args),
     ("kvd", kvd::Args::augment_args),
 ];
 

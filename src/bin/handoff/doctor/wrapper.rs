@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, ExitStatus};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -30,6 +30,8 @@ const FIRST: i32 = 3;
 const VARIABLE: &str = "HANDOFF_DOCTOR";
 /// How long a wrapper may take to start the probe.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the probe may take behind a wrapper that has ended as if all was well.
+const LAGGARD: Duration = Duration::from_secs(2);
 /// Signals that a supervisor must get: their names and numbers.
 const NEEDED: [(&str, u32); 4] = [("SIGHUP", 1), ("SIGUSR2", 12), ("SIGTERM", 15), ("SIGCHLD", 17)];
 
@@ -87,11 +89,12 @@ pub fn check(words: &[OsString]) -> Vec<Finding> {
                 "end it with what stands before the program, such as sh -c 'exec \"$@\"' sh",
             )]
         }
-        Err(e) => vec![Finding::error(
-            CHECK,
-            format!("{shown} cannot be run: {e:#}"),
-            "name a program that this user may execute",
-        )],
+        Err(e) => {
+            // The library's errors say their own cause.
+            let why = if e.is::<handoff::Error>() { e.to_string() } else { format!("{e:#}") };
+            let found = format!("{shown} cannot be run: {why}");
+            vec![Finding::error(CHECK, found, "name a program that this user may execute")]
+        }
     }
 }
 
@@ -143,18 +146,15 @@ fn hear(listener: &UnixListener, child: &mut Child) -> Result<Seen, String> {
         [true, _] => read(listener, deadline),
         [false, true] => {
             let status = child.wait().map_err(|e| e.to_string())?;
-            // It may have told, and ended.
-            match poll::wait_one(listener.as_fd(), Want::Read, Some(Instant::now())) {
+            // The probe may have told already, or be another process that comes to it.
+            let left = if status.success() { LAGGARD } else { Duration::ZERO };
+            match poll::wait_one(listener.as_fd(), Want::Read, Some(Instant::now() + left)) {
                 Ok(true) => read(listener, deadline),
-                _ => Err(ended(status)),
+                _ => Err(status.to_string()),
             }
         }
         _ => Err("nothing came of it in time".to_owned()),
     }
-}
-
-fn ended(status: ExitStatus) -> String {
-    status.to_string()
 }
 
 fn read(listener: &UnixListener, deadline: Instant) -> Result<Seen, String> {

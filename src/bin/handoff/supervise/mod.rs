@@ -22,7 +22,7 @@ use crate::{link, logging, out};
 
 use faults::Fault;
 pub use load::is_supervisor;
-use load::{Binary, Flags, Sources};
+use load::{Flags, Loaded, Needed, Sources};
 use show::Effective;
 use start::Start;
 
@@ -104,13 +104,14 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         return self::check(&sources, json);
     }
     logging::to_stderr("supervise");
-    // A supervisor that comes back must find its daemon, also while a deploy is about to replace the file.
-    let loaded = sources.load(|settings| match Start::of(settings).needs_configured() {
-        true => Binary::Needed,
-        false => Binary::NotNeeded,
-    });
-    match loaded {
-        Ok(settings) => supervise(settings, sources),
+    // A supervisor that comes back must find its daemon, also where a disk is full or a deploy is about to replace the program.
+    match sources.load(|settings| Start::of(settings).needs()) {
+        Ok(Loaded { settings, warnings }) => {
+            for warning in warnings {
+                out::say("supervise", "warning", &format!("unable to {warning}"));
+            }
+            supervise(settings, sources)
+        }
         Err(faults) => Ok(refuse(&faults)),
     }
 }
@@ -122,7 +123,8 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
 /// Everything that is wrong, each a phrase that reads after "unable to".
 pub fn read(config: &Path) -> Result<Settings, Vec<String>> {
     let sources = Sources { config: Some(config.to_owned()), flags: Flags::default() };
-    sources.load(|_| Binary::Needed).map_err(|faults| faults.iter().map(Fault::to_string).collect())
+    let loaded = sources.load(|_| Needed::Everything).map(|loaded| loaded.settings);
+    loaded.map_err(|faults| faults.iter().map(Fault::to_string).collect())
 }
 
 fn sources(args: Args) -> Sources {
@@ -159,8 +161,8 @@ struct Checked<'a> {
 
 fn check(sources: &Sources, json: bool) -> anyhow::Result<Exit> {
     logging::quietly("supervise");
-    match sources.load(|_| Binary::Needed) {
-        Ok(settings) => {
+    match sources.load(|_| Needed::Everything) {
+        Ok(Loaded { settings, .. }) => {
             let (configuration, start) = (Effective::from(&settings), Start::of(&settings));
             let _ = if json {
                 let (configuration, start) = (Some(configuration), Some(start));

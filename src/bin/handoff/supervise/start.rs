@@ -11,6 +11,7 @@ use handoff::supervise::Settings;
 use handoff::sys::spawn;
 use serde::Serialize;
 
+use super::load::Needed;
 use crate::out;
 
 /// How long a daemon may take to say that it serves.
@@ -75,9 +76,13 @@ impl Start {
         Self::Record { binary, args, directory, why }
     }
 
-    /// Whether the program that is configured would be run.
-    pub fn needs_configured(&self) -> bool {
-        matches!(self, Self::Configuration { .. } | Self::Unknown { .. })
+    /// What a start needs of this machine.
+    pub fn needs(&self) -> Needed {
+        match self {
+            Self::Serving { .. } => Needed::Nothing,
+            Self::Record { .. } => Needed::NoProgram,
+            Self::Configuration { .. } | Self::Unknown { .. } => Needed::Everything,
+        }
     }
 
     /// Returns it as comments of a configuration.
