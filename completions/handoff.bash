@@ -25,6 +25,9 @@ _handoff() {
             handoff,demo)
                 cmd="handoff__subcmd__demo"
                 ;;
+            handoff,doctor)
+                cmd="handoff__subcmd__doctor"
+                ;;
             handoff,drain)
                 cmd="handoff__subcmd__drain"
                 ;;
@@ -49,8 +52,14 @@ _handoff() {
             handoff,status)
                 cmd="handoff__subcmd__status"
                 ;;
+            handoff,supervise)
+                cmd="handoff__subcmd__supervise"
+                ;;
             handoff,swap)
                 cmd="handoff__subcmd__swap"
+                ;;
+            handoff,trigger)
+                cmd="handoff__subcmd__trigger"
                 ;;
             handoff__subcmd__journal,begin)
                 cmd="handoff__subcmd__journal__subcmd__begin"
@@ -80,7 +89,7 @@ _handoff() {
 
     case "${cmd}" in
         handoff)
-            opts="-h -V --verbose --help --version demo swap status commit abort hold-fds lock drain seal exec-successor journal kvd"
+            opts="-h -V --verbose --help --version demo swap supervise trigger status doctor commit abort hold-fds lock drain seal exec-successor journal kvd"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -214,6 +223,116 @@ _handoff() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        handoff__subcmd__doctor)
+            opts="-h --config --control --trigger --data-dir --journal --unit --service --json --wrapper --verbose --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --control)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --trigger)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --data-dir)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --journal)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --unit)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --service)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --wrapper)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         handoff__subcmd__drain)
             opts="-h --control --progress --json --grace --deadline --stand-by --bake --no-seal --exit --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -279,7 +398,7 @@ _handoff() {
             return 0
             ;;
         handoff__subcmd__exec__subcmd__successor)
-            opts="-h --control --progress --json --warm --wait --warm-up-limit --env --output --cgroup --no-reuse-args --verbose --help"
+            opts="-h --control --progress --json --warm --wait --warm-up-limit --env --output --cgroup --via --no-reuse-args --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -332,6 +451,21 @@ _handoff() {
                     COMPREPLY=()
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --via)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
                     fi
                     return 0
                     ;;
@@ -1026,6 +1160,101 @@ _handoff() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        handoff__subcmd__supervise)
+            opts="-h --config --check --json --control --trigger --data-dir --journal --listen --ready-fd --ignore-record --verbose --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --control)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --trigger)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --data-dir)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --journal)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --listen)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --ready-fd)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         handoff__subcmd__swap)
             opts="-h --control --journal --drain-grace --deadline --warm-up-limit --stand-by --bake --health --health-interval --health-timeout --env --output --cgroup --no-reuse-args --step --dry-run --progress --json --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -1151,6 +1380,56 @@ _handoff() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        handoff__subcmd__trigger)
+            opts="-h --trigger --queue --bake --timeout --reexec --status --progress --json --verbose --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --trigger)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --bake)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
     esac
 }
 
@@ -1165,14 +1444,17 @@ _handoff_takes_value() {
     case "$1,$2" in
         'demo,--seconds' | 'demo,--clients' | 'demo,--data-dir') return 0 ;;
         'swap,--control' | 'swap,--journal' | 'swap,--drain-grace' | 'swap,--deadline' | 'swap,--warm-up-limit' | 'swap,--stand-by' | 'swap,--bake' | 'swap,--health' | 'swap,--health-interval' | 'swap,--health-timeout' | 'swap,--env' | 'swap,--output' | 'swap,--cgroup' | 'swap,--progress') return 0 ;;
+        'supervise,--config' | 'supervise,--control' | 'supervise,--trigger' | 'supervise,--data-dir' | 'supervise,--journal' | 'supervise,--listen' | 'supervise,--ready-fd') return 0 ;;
+        'trigger,--trigger' | 'trigger,--bake' | 'trigger,--timeout' | 'trigger,--progress') return 0 ;;
         'status,--control' | 'status,--data-dir' | 'status,--timeout' | 'status,--journal' | 'status,--trigger') return 0 ;;
+        'doctor,--config' | 'doctor,--control' | 'doctor,--trigger' | 'doctor,--data-dir' | 'doctor,--journal' | 'doctor,--unit' | 'doctor,--service' | 'doctor,--wrapper') return 0 ;;
         'commit,--control' | 'commit,--timeout' | 'commit,--progress') return 0 ;;
         'abort,--control' | 'abort,--timeout' | 'abort,--reason') return 0 ;;
         'hold-fds,--listen' | 'hold-fds,--from' | 'hold-fds,--forget' | 'hold-fds,--store' | 'hold-fds,--serve' | 'hold-fds,--allow' | 'hold-fds,--allow-store' | 'hold-fds,--ready-fd' | 'hold-fds,--name' | 'hold-fds,--only' | 'hold-fds,--as' | 'hold-fds,--fd' | 'hold-fds,--stdin' | 'hold-fds,--control' | 'hold-fds,--timeout') return 0 ;;
         'lock,--wait' | 'lock,--lock-file' | 'lock,--progress') return 0 ;;
         'drain,--control' | 'drain,--progress' | 'drain,--grace' | 'drain,--deadline' | 'drain,--stand-by' | 'drain,--bake') return 0 ;;
         'seal,--control' | 'seal,--progress') return 0 ;;
-        'exec-successor,--control' | 'exec-successor,--progress' | 'exec-successor,--warm-up-limit' | 'exec-successor,--env' | 'exec-successor,--output' | 'exec-successor,--cgroup') return 0 ;;
+        'exec-successor,--control' | 'exec-successor,--progress' | 'exec-successor,--warm-up-limit' | 'exec-successor,--env' | 'exec-successor,--output' | 'exec-successor,--cgroup' | 'exec-successor,--via') return 0 ;;
         'journal begin,--journal' | 'journal begin,--control') return 0 ;;
         'journal record,--journal' | 'journal record,--note' | 'journal record,--phase' | 'journal record,--handoff' | 'journal record,--wait') return 0 ;;
         'journal show,--journal' | 'journal show,--handoff') return 0 ;;
@@ -1188,10 +1470,10 @@ _handoff_takes_value() {
 # What the command's ($1) operand of this number ($2) is: a command, a program, a directory, a file, or something else.
 _handoff_operand() {
     case "$1,$2" in
-        ',demo' | ',swap' | ',status' | ',commit' | ',abort' | ',hold-fds' | ',lock' | ',drain' | ',seal' | ',exec-successor' | ',journal' | ',kvd' | 'journal,begin' | 'journal,record' | 'journal,show' | 'journal,current' | 'journal,timeline' | 'journal,resume' | 'journal,repair') REPLY=command ;;
-        'swap,0' | 'status,0' | 'commit,0' | 'abort,0' | 'hold-fds,0' | 'lock,1' | 'drain,0' | 'seal,0' | 'exec-successor,0' | 'journal begin,0' | 'journal record,0') REPLY=program ;;
+        ',demo' | ',swap' | ',supervise' | ',trigger' | ',status' | ',doctor' | ',commit' | ',abort' | ',hold-fds' | ',lock' | ',drain' | ',seal' | ',exec-successor' | ',journal' | ',kvd' | 'journal,begin' | 'journal,record' | 'journal,show' | 'journal,current' | 'journal,timeline' | 'journal,resume' | 'journal,repair') REPLY=command ;;
+        'swap,0' | 'supervise,0' | 'trigger,0' | 'status,0' | 'commit,0' | 'abort,0' | 'hold-fds,0' | 'lock,1' | 'drain,0' | 'seal,0' | 'exec-successor,0' | 'journal begin,0' | 'journal record,0') REPLY=program ;;
         'lock,0') REPLY=directory ;;
-        'swap,1' | 'journal repair,0') REPLY=file ;;
+        'swap,1' | 'supervise,1' | 'trigger,1' | 'journal repair,0') REPLY=file ;;
         *) REPLY=; return 1 ;;
     esac
 }

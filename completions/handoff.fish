@@ -29,7 +29,10 @@ complete -c handoff -n "__fish_handoff_needs_command" -s h -l help -d 'Print hel
 complete -c handoff -n "__fish_handoff_needs_command" -s V -l version -d 'Print version'
 complete -c handoff -n "__fish_handoff_needs_command" -f -a "demo" -d 'Swap a store under load, with good and bad releases and kills in the middle, and count what clients see'
 complete -c handoff -n "__fish_handoff_needs_command" -f -a "swap" -d 'Replace the running daemon\'s binary by PROG, or leave everything as it was'
+complete -c handoff -n "__fish_handoff_needs_command" -f -a "supervise" -d 'Be the one process that a service manager watches: hold the sockets, start the daemon, swap it when asked, and stay'
+complete -c handoff -n "__fish_handoff_needs_command" -f -a "trigger" -d 'Ask a supervisor for a swap, and wait for the verdict'
 complete -c handoff -n "__fish_handoff_needs_command" -f -a "status" -d 'Show what is running: the daemon, its lock, its sockets and a handoff in progress'
+complete -c handoff -n "__fish_handoff_needs_command" -f -a "doctor" -d 'Say what would go wrong, before it does'
 complete -c handoff -n "__fish_handoff_needs_command" -f -a "commit" -d 'Pass a sealed lease on to the successor that waits, or end a bake early and keep the successor'
 complete -c handoff -n "__fish_handoff_needs_command" -f -a "abort" -d 'Undo the handoff in progress, or a bake: the incumbent serves again'
 complete -c handoff -n "__fish_handoff_needs_command" -f -a "hold-fds" -d 'Open listening sockets and become the next program, which has them'
@@ -69,6 +72,30 @@ complete -c handoff -n "__fish_handoff_using_subcommand swap" -l dry-run -d 'Che
 complete -c handoff -n "__fish_handoff_using_subcommand swap" -l json -d 'Print the outcome as one JSON object'
 complete -c handoff -n "__fish_handoff_using_subcommand swap" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand swap" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c handoff -n "__fish_handoff_using_subcommand supervise" -l config -d 'Read this configuration, handoff.toml by custom; SIGHUP reads it again' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand supervise" -l control -d 'Have the daemon\'s control socket at this path' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand supervise" -l trigger -d 'Be asked at this path [default: trigger beside the control socket]' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand supervise" -l data-dir -d 'Have the daemon\'s data in this directory' -r -f -a "(__fish_complete_directories)"
+complete -c handoff -n "__fish_handoff_using_subcommand supervise" -l journal -d 'Write what happens to this journal [default: journal in the data directory]' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand supervise" -l listen -d 'Hold a socket and call it NAME, as hold-fds does; may be given several times' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand supervise" -l ready-fd -d 'Write a newline to this descriptor once the first daemon is ready, as s6 expects' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand supervise" -l check -d 'Check all that can be checked, change nothing, and print the configuration that counts'
+complete -c handoff -n "__fish_handoff_using_subcommand supervise" -l json -d 'Print what --check says as one JSON object'
+complete -c handoff -n "__fish_handoff_using_subcommand supervise" -l ignore-record -d 'Start the program that is named here, whatever the owner record says'
+complete -c handoff -n "__fish_handoff_using_subcommand supervise" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
+complete -c handoff -n "__fish_handoff_using_subcommand supervise" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c handoff -n "__fish_handoff_using_subcommand trigger" -l trigger -d 'Ask the supervisor at this Unix socket [default: trigger beside the socket that HANDOFF_CONTROL names]' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand trigger" -l bake -d 'Let PROG serve on trial for so long, 0 for no trial [default: as configured]' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand trigger" -l timeout -d 'Wait no longer than this for the verdict [default: for ever]; for --status 5s' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand trigger" -l progress -d 'Show on standard error how it goes: auto is only on a terminal' -r -f -a "auto\t'On a terminal'
+always\t'Also elsewhere, a line for each phase'
+never\t'Not at all'"
+complete -c handoff -n "__fish_handoff_using_subcommand trigger" -l queue -d 'Wait for what goes on, instead of being told that the supervisor is busy'
+complete -c handoff -n "__fish_handoff_using_subcommand trigger" -l reexec -d 'Have the supervisor become its own program anew, with the same pid, sockets and daemon'
+complete -c handoff -n "__fish_handoff_using_subcommand trigger" -l status -d 'Show what the supervisor does'
+complete -c handoff -n "__fish_handoff_using_subcommand trigger" -l json -d 'Print the outcome as one JSON object'
+complete -c handoff -n "__fish_handoff_using_subcommand trigger" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
+complete -c handoff -n "__fish_handoff_using_subcommand trigger" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c handoff -n "__fish_handoff_using_subcommand status" -l control -d 'Ask the daemon at this Unix socket [default: control in the data directory]' -r -F
 complete -c handoff -n "__fish_handoff_using_subcommand status" -l data-dir -d 'Look into this data directory if nobody answers' -r -f -a "(__fish_complete_directories)"
 complete -c handoff -n "__fish_handoff_using_subcommand status" -l timeout -d 'Wait so long for an answer' -r -f
@@ -78,6 +105,17 @@ complete -c handoff -n "__fish_handoff_using_subcommand status" -l json -d 'Prin
 complete -c handoff -n "__fish_handoff_using_subcommand status" -l metrics -d 'Print OpenMetrics text, for Prometheus and its like'
 complete -c handoff -n "__fish_handoff_using_subcommand status" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand status" -s h -l help -d 'Print help'
+complete -c handoff -n "__fish_handoff_using_subcommand doctor" -l config -d 'Look at this configuration of handoff supervise, and at what it names' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand doctor" -l control -d 'Look at this control socket' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand doctor" -l trigger -d 'Look at this trigger socket' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand doctor" -l data-dir -d 'Look at this data directory: its file system and its owner record' -r -f -a "(__fish_complete_directories)"
+complete -c handoff -n "__fish_handoff_using_subcommand doctor" -l journal -d 'Look at this journal' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand doctor" -l unit -d 'Look at this unit of systemd and its drop-ins; may be given several times' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand doctor" -l service -d 'Look at this service directory of runit or s6; may be given several times' -r -f -a "(__fish_complete_directories)"
+complete -c handoff -n "__fish_handoff_using_subcommand doctor" -l wrapper -d 'Run this command, to the end of the line, with a probe as the program behind it: do descriptors, pid, environment and signals arrive?' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand doctor" -l json -d 'Print one JSON object'
+complete -c handoff -n "__fish_handoff_using_subcommand doctor" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
+complete -c handoff -n "__fish_handoff_using_subcommand doctor" -s h -l help -d 'Print help'
 complete -c handoff -n "__fish_handoff_using_subcommand commit" -l control -d 'Ask the daemon at this Unix socket' -r -F
 complete -c handoff -n "__fish_handoff_using_subcommand commit" -l timeout -d 'Wait so long for the verdict' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand commit" -l progress -d 'Show on standard error how it goes: auto is only on a terminal' -r -f -a "auto\t'On a terminal'
@@ -158,6 +196,7 @@ complete -c handoff -n "__fish_handoff_using_subcommand exec-successor" -l env -
 complete -c handoff -n "__fish_handoff_using_subcommand exec-successor" -l output -d 'Where PROG\'s standard output and error go, where it is started' -r -f -a "daemon\t'Where the running daemon\'s go, so that this command can end and its terminal can be closed'
 own\t'Where this command\'s go'"
 complete -c handoff -n "__fish_handoff_using_subcommand exec-successor" -l cgroup -d 'Start PROG in this control group, which must be for it alone' -r -f -a "(__fish_complete_directories)"
+complete -c handoff -n "__fish_handoff_using_subcommand exec-successor" -l via -d 'Have the supervisor at this trigger socket start PROG, as its own child; with --warm or --wait' -r -F
 complete -c handoff -n "__fish_handoff_using_subcommand exec-successor" -l json -d 'Print what came of it as one JSON object'
 complete -c handoff -n "__fish_handoff_using_subcommand exec-successor" -l warm -d 'Start PROG, wait until it is warm, and become the program after `--`'
 complete -c handoff -n "__fish_handoff_using_subcommand exec-successor" -l wait -d 'Start PROG on a sealed lease, and wait for the verdict'
@@ -229,7 +268,13 @@ function __handoff_takes_value
             return 0
         case 'swap,--control' 'swap,--journal' 'swap,--drain-grace' 'swap,--deadline' 'swap,--warm-up-limit' 'swap,--stand-by' 'swap,--bake' 'swap,--health' 'swap,--health-interval' 'swap,--health-timeout' 'swap,--env' 'swap,--output' 'swap,--cgroup' 'swap,--progress'
             return 0
+        case 'supervise,--config' 'supervise,--control' 'supervise,--trigger' 'supervise,--data-dir' 'supervise,--journal' 'supervise,--listen' 'supervise,--ready-fd'
+            return 0
+        case 'trigger,--trigger' 'trigger,--bake' 'trigger,--timeout' 'trigger,--progress'
+            return 0
         case 'status,--control' 'status,--data-dir' 'status,--timeout' 'status,--journal' 'status,--trigger'
+            return 0
+        case 'doctor,--config' 'doctor,--control' 'doctor,--trigger' 'doctor,--data-dir' 'doctor,--journal' 'doctor,--unit' 'doctor,--service' 'doctor,--wrapper'
             return 0
         case 'commit,--control' 'commit,--timeout' 'commit,--progress'
             return 0
@@ -243,7 +288,7 @@ function __handoff_takes_value
             return 0
         case 'seal,--control' 'seal,--progress'
             return 0
-        case 'exec-successor,--control' 'exec-successor,--progress' 'exec-successor,--warm-up-limit' 'exec-successor,--env' 'exec-successor,--output' 'exec-successor,--cgroup'
+        case 'exec-successor,--control' 'exec-successor,--progress' 'exec-successor,--warm-up-limit' 'exec-successor,--env' 'exec-successor,--output' 'exec-successor,--cgroup' 'exec-successor,--via'
             return 0
         case 'journal begin,--journal' 'journal begin,--control'
             return 0
@@ -269,13 +314,13 @@ end
 # What the command's (1) operand of this number (2) is: a command, a program, a directory, a file, or something else.
 function __handoff_operand
     switch "$argv[1],$argv[2]"
-        case ',demo' ',swap' ',status' ',commit' ',abort' ',hold-fds' ',lock' ',drain' ',seal' ',exec-successor' ',journal' ',kvd' 'journal,begin' 'journal,record' 'journal,show' 'journal,current' 'journal,timeline' 'journal,resume' 'journal,repair'
+        case ',demo' ',swap' ',supervise' ',trigger' ',status' ',doctor' ',commit' ',abort' ',hold-fds' ',lock' ',drain' ',seal' ',exec-successor' ',journal' ',kvd' 'journal,begin' 'journal,record' 'journal,show' 'journal,current' 'journal,timeline' 'journal,resume' 'journal,repair'
             echo command
-        case 'swap,0' 'status,0' 'commit,0' 'abort,0' 'hold-fds,0' 'lock,1' 'drain,0' 'seal,0' 'exec-successor,0' 'journal begin,0' 'journal record,0'
+        case 'swap,0' 'supervise,0' 'trigger,0' 'status,0' 'commit,0' 'abort,0' 'hold-fds,0' 'lock,1' 'drain,0' 'seal,0' 'exec-successor,0' 'journal begin,0' 'journal record,0'
             echo program
         case 'lock,0'
             echo directory
-        case 'swap,1' 'journal repair,0'
+        case 'swap,1' 'supervise,1' 'trigger,1' 'journal repair,0'
             echo file
         case '*'
             return 1

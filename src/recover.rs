@@ -8,16 +8,19 @@ use crate::data_dir::{self, DataDirLock};
 use crate::error;
 use crate::journal::{self, Actor, Event, HandoffSummary, Journal};
 use crate::proto::driver::{Outcome, Refusal};
-use crate::proto::party::ProcessId;
+use crate::proto::party::{ProcessId, Tree};
 use crate::proto::record::{OwnerRecord, Standing, boot_program};
 use crate::proto::recovery::{Answer, Conclusion, Facts, Who, conclude};
 use crate::proto::wire::Status;
-use crate::sys::poll;
+use crate::sys::process::PidFd;
+use crate::sys::{poll, tree};
 
 /// How long one daemon may take to answer.
 const ANSWER: Duration = Duration::from_secs(1);
 /// How long the parties are asked after a restart, before nobody knows.
 pub(crate) const INQUIRY: Duration = Duration::from_secs(10);
+/// How long a process that was killed may take to die.
+const DYING: Duration = Duration::from_secs(1);
 /// Between two rounds of questions.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -85,9 +88,15 @@ pub(crate) fn recover_in(
 ) -> error::Result<Option<Recovered>> {
     let Some(open) = journal::unfinished(&journal.contents()?.records) else { return Ok(None) };
     let parties = Parties::of(&open.handoff);
+    let left = left_behind(&open.handoff);
     let handoff_id = open.handoff.id;
     let (outcome, events) = match inquire_for(control, &parties, patience) {
-        Ok(outcome) => (outcome.clone(), found(&parties, &outcome)),
+        Ok(outcome) => {
+            if let Some(left) = left.filter(|_| is_undone(&outcome)) {
+                end_left_behind(&left, &parties);
+            }
+            (outcome.clone(), found(&parties, &outcome))
+        }
         // It stays open, for the next one to ask again.
         Err(detail) => (Outcome::Undecided(detail.clone()), vec![Event::Undecided { detail }]),
     };
@@ -96,6 +105,41 @@ pub(crate) fn recover_in(
     }
     journal.sync()?;
     Ok(Some(Recovered { handoff_id, outcome }))
+}
+
+/// Returns the successor, where its driver started it and the journal says so.
+fn left_behind(handoff: &HandoffSummary) -> Option<ProcessId> {
+    let Some(Event::Begun { successor, .. }) = &handoff.begun else { return None };
+    successor.clone()
+}
+
+fn is_undone(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::RolledBack(_) | Outcome::NothingServing(_))
+}
+
+/// Kills the successor of a handoff that is undone, as its driver would have done: one that hangs does not notice that nobody waits for it, and has the
+/// listening sockets.
+///
+/// One that has the lock is left alone: it has just taken over, as after a crash.
+fn end_left_behind(process: &ProcessId, parties: &Parties) {
+    let Ok(leader) = PidFd::open(process.pid) else { return };
+    let is_it = ProcessId::of(process.pid).is_ok_and(|found| found == *process);
+    let holds = || {
+        let path = parties.lock_file.as_ref()?;
+        let holders = DataDirLock::who(path).ok()?;
+        Some(holders.iter().any(|holder| holder.pid == process.pid))
+    };
+    if !is_it || leader.is_dead().unwrap_or(true) || holds() != Some(false) {
+        return;
+    }
+    tracing::warn!(%process, "the successor of a handoff that is undone is still there: killing it");
+    let until = || Instant::now() + DYING;
+    // A driver starts it in a session of its own.
+    let killed = tree::kill(Some(&leader), &Tree::Session { sid: process.pid }, until())
+        .or_else(|_| tree::kill(Some(&leader), &Tree::Lone, until()));
+    if let Err(e) = killed {
+        tracing::warn!(error = %e, %process, "unable to kill it");
+    }
 }
 
 /// What a recovery writes down of an answer that is final.
@@ -259,6 +303,7 @@ mod tests {
             generation: Some(1),
             incumbent: None,
             by: None,
+            successor: None,
         }
     }
 
@@ -289,6 +334,44 @@ mod tests {
         assert_eq!(parties.who(&status_of("/moved", "v2")), Who::Successor);
         let unknown = Parties { generation: Some(1), ..Parties::default() };
         assert_eq!(unknown.who(&status_of("/bin/kvd-v1", "v1")), Who::Successor);
+    }
+
+    #[test]
+    fn a_successor_that_its_driver_left_behind_is_ended_and_no_stranger() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, control) = (dir.path().join("journal"), dir.path().join("control"));
+        let mut left = std::process::Command::new("setsid").args(["sleep", "600"]).spawn().unwrap();
+        let with_successor = |id: &str, process: ProcessId| {
+            let Event::Begun { binary, args, build_id, control, data_dir, lock_file, generation, .. } =
+                begun(dir.path())
+            else {
+                unreachable!()
+            };
+            let (incumbent, by, successor) = (None, None, Some(process));
+            let entry = Event::Begun {
+                binary,
+                args,
+                build_id,
+                control,
+                data_dir,
+                lock_file,
+                generation,
+                incumbent,
+                by,
+                successor,
+            };
+            Journal::open(&path).unwrap().append(id, Actor::Driver, entry).unwrap();
+        };
+        let process = ProcessId::of(left.id()).unwrap();
+        // Somebody else's pid by now: another start time.
+        with_successor("h1", ProcessId { start_ticks: 1, ..process.clone() });
+        drop(DataDirLock::acquire(dir.path()).unwrap());
+        recover(&path, &control, Duration::ZERO).unwrap().unwrap();
+        assert!(left.try_wait().unwrap().is_none());
+        with_successor("h2", process);
+        let recovered = recover(&path, &control, Duration::ZERO).unwrap().unwrap();
+        assert!(matches!(recovered.outcome, Outcome::NothingServing(_)), "{recovered:?}");
+        assert!(!left.wait().unwrap().success());
     }
 
     #[test]

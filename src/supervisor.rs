@@ -66,6 +66,9 @@ pub struct SpawnSpec {
     pub directory: Option<PathBuf>,
     /// Where its standard output and error go.
     pub output: Output,
+    /// The trigger socket of a supervisor that is to start it, as its own child: with the supervisor's sockets, environment, standard output and
+    /// error. [`cgroup`](Self::cgroup) and [`output`](Self::output) are the supervisor's then.
+    pub via: Option<PathBuf>,
 }
 
 /// Where a successor's standard output and error go.
@@ -97,6 +100,7 @@ impl Default for SpawnSpec {
             cgroup: None,
             directory: None,
             output: Output::default(),
+            via: None,
         }
     }
 }

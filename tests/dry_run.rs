@@ -484,6 +484,7 @@ fn every_fault_of_a_journal_has_its_line() {
         lock_file: None,
         generation: None,
         by: None,
+        successor: None,
     };
     let committed = Event::Committed {
         generation: 2,

@@ -229,6 +229,7 @@ fn begin_begins_nothing_while_it_is_not_known_how_the_last_one_ended() {
         generation: None,
         incumbent: None,
         by: None,
+        successor: None,
     };
     journal.append("h1", Actor::Driver, begun(PathBuf::new())).unwrap();
     journal.append("h1", Actor::Driver, Event::Phase { name: "sealed".into() }).unwrap();
@@ -256,6 +257,7 @@ fn a_later_link_may_begin_the_same_handoff_again_and_knows_better() {
         generation: None,
         incumbent: None,
         by: None,
+        successor: None,
     };
     journal.append(&first.handoff, Actor::Driver, again).unwrap();
     drop(journal);

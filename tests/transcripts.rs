@@ -182,3 +182,38 @@ fn commands(path: &[String]) -> Vec<String> {
     }
     names.into_iter().flat_map(|name| commands(&[path, &[name]].concat())).collect()
 }
+
+/// What the configuration's errors look like: the command, the file or the option, the place, the key, and then what the table has.
+const FAULT: &str = r"^handoff supervise: fatal: unable to (?:read \S+|use [-A-Za-z]+): (?:line \d+, column \d+: )?(?:[a-z_]+(?:\[\d+\])?(?:\.\S+)?: )?";
+
+/// Returns the rows of the configuration's error table in the manual, as patterns.
+fn rows() -> Vec<(String, regex::Regex)> {
+    let source =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("man/source/supervise.man")).unwrap();
+    let (_, table) = source.split_once(".SH \"CONFIGURATION ERRORS\"\n").unwrap();
+    let (table, _) = table.split_once("\n.SH ").unwrap();
+    let heads = table.split(".TP\n").skip(1).map(|row| row.lines().next().unwrap().trim_matches('`'));
+    let pattern = |head: &str| {
+        let text = head.replace("\\(aq", "'").replace("\\-", "-");
+        let pattern = regex::escape(&text).replace(r"\.\.\.", ".*");
+        (text, regex::Regex::new(&format!("{FAULT}{pattern}$")).unwrap())
+    };
+    heads.map(pattern).collect()
+}
+
+#[test]
+fn every_row_of_the_configurations_error_table_is_provoked_and_there_are_no_other_errors() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts/supervise.md");
+    let text = fs::read_to_string(path).unwrap();
+    let faults: Vec<&str> =
+        text.lines().filter(|line| line.starts_with("handoff supervise: fatal: unable to ")).collect();
+    // A text that has placeholders for what was there is no pattern's business.
+    let rows = rows();
+    assert!(rows.len() > 30, "{rows:?}");
+    for (row, pattern) in &rows {
+        assert!(faults.iter().any(|fault| pattern.is_match(fault)), "no transcript provokes {row:?}");
+    }
+    for fault in faults {
+        assert!(rows.iter().any(|(_, pattern)| pattern.is_match(fault)), "the table lacks {fault:?}");
+    }
+}

@@ -22,6 +22,7 @@ use crate::proto::{Reason, Terms, Verdict};
 use crate::recover::{self, Parties, SuccessorsProgram};
 use crate::role::{check_hello, own_hello, pidfd};
 use crate::session::MARGIN_MIN;
+use crate::supervise;
 use crate::supervisor::{AbortReason, Event, HandoffOutcome, Measured, Output, SpawnSpec, Wish, new_id};
 use crate::sys::poll::{self, Want};
 use crate::sys::process::{PidFd, Signal};
@@ -153,6 +154,10 @@ impl<'a> Drive<'a> {
         observer: &'a mut dyn FnMut(&Event<'_>) -> Wish,
     ) -> Result<Self> {
         spec.margin = spec.margin.max(MARGIN_MIN);
+        if spec.via.is_some() {
+            // They are the supervisor's, who is its parent.
+            (spec.output, spec.cgroup) = (Output::Inherit, None);
+        }
         // It is also the incumbent's to find, who may run elsewhere.
         spec.cgroup = spec
             .cgroup
@@ -902,9 +907,18 @@ impl<'a> Drive<'a> {
         }
     }
 
+    /// The journal names the successor from the first record on: whoever settles the handoff of a driver that died can end one that hangs, and
+    /// does not notice that its driver is gone.
     fn begin_and_spawn(&mut self) -> Result<()> {
-        self.note_begun()?;
-        match self.spawn() {
+        let spawned = self.spawn();
+        let process = spawned.as_ref().ok().and_then(|successor| ProcessId::of(successor.leader.pid()?).ok());
+        if let Err(e) = self.note_begun_with(process) {
+            if let Ok(successor) = spawned {
+                successor.put_down();
+            }
+            return Err(e);
+        }
+        match spawned {
             Ok(successor) => self.successor = Some(successor),
             Err(e) => self.inputs.push_back(Input::SpawnFailed(e.to_string())),
         }
@@ -913,6 +927,10 @@ impl<'a> Drive<'a> {
 
     /// A journal that cannot be begun refuses the swap: nothing has changed yet.
     pub(crate) fn note_begun(&mut self) -> Result<()> {
+        self.note_begun_with(None)
+    }
+
+    fn note_begun_with(&mut self, successor: Option<ProcessId>) -> Result<()> {
         self.tell_journal();
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let prepared = self.prepared.as_ref().map(|(prepared, _)| prepared);
@@ -926,6 +944,7 @@ impl<'a> Drive<'a> {
             lock_file: prepared.map(|prepared| prepared.lock_file.clone()),
             generation: prepared.map(|prepared| prepared.generation),
             by: Some(Box::new(Requester::of_this_process())),
+            successor,
         };
         journal.append(&self.handoff, Actor::Driver, entry)?;
         // Only while the incumbent serves; it is not synced again before the end.
@@ -937,6 +956,47 @@ impl<'a> Drive<'a> {
             return Err(Error::Invalid { detail: "there is no program to start".to_owned() });
         };
         let (ours, theirs) = unix::pair().map_err(|e| Error::io("make a channel to the successor", e))?;
+        let mut successor = match &self.spec.via {
+            Some(trigger) => self.spawn_via(trigger, program, ours, theirs)?,
+            None => self.spawn_here(program, ours, theirs)?,
+        };
+        match self.offer(&mut successor) {
+            Ok(()) => Ok(successor),
+            Err(e) => {
+                successor.put_down();
+                Err(e)
+            }
+        }
+    }
+
+    /// Has a supervisor start it. One whose driver does not hear of it finds its channel closed, and goes.
+    fn spawn_via(
+        &self,
+        trigger: &Path,
+        program: &Program,
+        ours: OwnedFd,
+        theirs: OwnedFd,
+    ) -> Result<Successor> {
+        let binary = std::path::absolute(program.path()).map_err(|e| Error::io("find the program", e))?;
+        let asked = supervise::wire::Spawn {
+            handoff: self.handoff.clone(),
+            binary,
+            args: self.spec.args.clone(),
+            env: self.spec.env.clone(),
+            directory: self.spec.directory.clone(),
+        };
+        let deadline = Instant::now() + ANSWER;
+        let (process, tree, leader) = supervise::client::Client::connect(trigger)
+            .and_then(|mut supervisor| supervisor.spawn(asked, theirs.as_fd(), deadline))
+            .map_err(|e| Error::Refused {
+                reason: format!("by the supervisor at {}: {e}", trigger.display()),
+            })?;
+        tracing::debug!(%process, "the supervisor has started the successor");
+        let channel = Some(Channel::new(ours));
+        Ok(Successor { child: None, leader, tree, channel, process: None, build_id: String::new() })
+    }
+
+    fn spawn_here(&self, program: &Program, ours: OwnedFd, theirs: OwnedFd) -> Result<Successor> {
         let plan = Plan::new(&self.listeners).with(fds::Role::Channel, theirs);
         let mut image = Image::new(program);
         image.args = self.spec.args.iter().map(OsString::from).collect();
@@ -970,24 +1030,8 @@ impl<'a> Drive<'a> {
             Some(path) => Tree::Cgroup { path: path.clone() },
             None => Tree::Session { sid: pid },
         };
-        let mut successor = Successor {
-            child: Some(child),
-            leader,
-            tree,
-            channel: Some(Channel::new(ours)),
-            process: None,
-            build_id: String::new(),
-        };
-        match self.offer(&mut successor) {
-            Ok(()) => Ok(successor),
-            Err(e) => {
-                successor.kill();
-                if let Some(child) = successor.child {
-                    put_down(child);
-                }
-                Err(e)
-            }
-        }
+        let channel = Some(Channel::new(ours));
+        Ok(Successor { child: Some(child), leader, tree, channel, process: None, build_id: String::new() })
     }
 
     fn offer(&self, successor: &mut Successor) -> Result<()> {
@@ -1234,6 +1278,14 @@ impl Successor {
         match &self.process {
             Some((_, pidfd)) => pidfd.as_ref(),
             None => Some(&self.leader),
+        }
+    }
+
+    /// Kills and reaps it, of which nobody else knows yet.
+    fn put_down(self) {
+        self.kill();
+        if let Some(child) = self.child {
+            put_down(child);
         }
     }
 

@@ -116,6 +116,9 @@ pub enum Event {
         /// Who asked for it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         by: Option<Box<Requester>>,
+        /// The process that was started as the successor, where it was started first.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        successor: Option<ProcessId>,
     },
     /// A phase was reached.
     Phase {
@@ -599,6 +602,7 @@ mod tests {
                     tty: Some("/dev/pts/1".into()),
                     command: vec!["handoff".into(), "journal".into()],
                 })),
+                successor: Some(ProcessId { pid: 8, start_ticks: 9, boot_id: "b".into() }),
             },
             Event::Begun {
                 binary: None,
@@ -610,6 +614,7 @@ mod tests {
                 generation: None,
                 incumbent: None,
                 by: None,
+                successor: None,
             },
             Event::Phase { name: "drain".into() },
             Event::Committed {

@@ -233,12 +233,23 @@ fn joined(earlier: Option<Event>, later: Event) -> Event {
         generation: generation_before,
         incumbent: incumbent_before,
         by: by_before,
+        successor: successor_before,
     }) = earlier
     else {
         return later;
     };
-    let Event::Begun { binary, args, build_id, control, data_dir, lock_file, generation, incumbent, by } =
-        later
+    let Event::Begun {
+        binary,
+        args,
+        build_id,
+        control,
+        data_dir,
+        lock_file,
+        generation,
+        incumbent,
+        by,
+        successor,
+    } = later
     else {
         return later;
     };
@@ -253,6 +264,7 @@ fn joined(earlier: Option<Event>, later: Event) -> Event {
         generation: generation.or(generation_before),
         incumbent: incumbent.or(incumbent_before),
         by: by.or(by_before),
+        successor: successor.or(successor_before),
     }
 }
 

@@ -89,6 +89,7 @@ fn begun() -> Event {
         generation: None,
         incumbent: None,
         by: None,
+        successor: None,
     }
 }
 

@@ -269,6 +269,8 @@ impl Machine {
             Input::Started => self.on_started(),
             Input::Ready if self.phase == P::Starting => self.look(vec![Disarm(Timer::Readiness)]),
             Input::Overtaken if self.phase == P::Starting => self.look(vec![]),
+            // The end of one before the one that is being started.
+            Input::DaemonLost(_) if self.phase == P::Starting && !self.daemon => vec![],
             Input::StartFailed(then) | Input::DaemonLost(then) => self.on_lost(then),
             Input::Asked(job, waits) => self.on_asked(job, waits),
             Input::SwapEnded if self.phase == P::Swapping => self.look(vec![]),
@@ -428,7 +430,7 @@ impl Machine {
         if self.stop > Stop::No || matches!(self.phase, P::Done(_)) || self.waiting.len() >= WAITING_MAX {
             return vec![Refuse];
         }
-        if !waits && !(is_brief && self.waiting.is_empty()) {
+        if !(waits || is_brief && self.waiting.is_empty()) {
             return vec![Refuse];
         }
         self.waiting.push_back(job);

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use super::manager::Managed;
+use super::metrics::{Figures, Textfile};
 use super::start::{self, Kept, Started};
 use super::swap::{self, Link, Order};
 use super::trigger::{self, Asked, ClientId, Clients};
@@ -50,6 +52,7 @@ pub(super) enum News {
     Swapped(Result<HandoffOutcome>),
     Retired(Result<HandoffOutcome>),
     Rehearsed(Result<Program>),
+    Metrics(Result<()>),
 }
 
 /// Something that was asked for, and is to be done in its turn.
@@ -85,6 +88,7 @@ pub(super) struct Engine {
     pub(super) listeners: Vec<(String, OwnedFd)>,
     signals: Signals,
     pub(super) clients: Clients,
+    pub(super) managed: Managed,
     waker: Arc<Waker>,
     sender: Sender<News>,
     news: Receiver<News>,
@@ -101,6 +105,8 @@ pub(super) struct Engine {
     pub(super) queue: VecDeque<Task>,
     running: Option<Running>,
     pub(super) reexec: Option<Task>,
+    /// What clients are told once it is known who serves: whoever asks next finds that.
+    verdicts: Vec<(ClientId, Answer)>,
     /// Stops waiting for readiness.
     awaits: Option<Arc<AtomicBool>>,
     failure: Option<Error>,
@@ -108,7 +114,10 @@ pub(super) struct Engine {
     pub(super) restarts_total: u32,
     pub(super) swaps: Vec<(String, u64)>,
     detail: String,
+    /// How the last swap ended, for the service manager.
+    last_swap: String,
     extended: Instant,
+    metrics: Textfile,
     exit: Option<How>,
 }
 
@@ -118,6 +127,7 @@ impl Engine {
         own: Own,
         listeners: Vec<(String, OwnedFd)>,
         clients: Clients,
+        managed: Managed,
         machine: Machine,
     ) -> Result<Self> {
         let io = |what: &'static str| move |e| Error::io(what, e);
@@ -134,6 +144,7 @@ impl Engine {
             listeners,
             signals,
             clients,
+            managed,
             waker: Arc::new(Waker::new().map_err(io("make an eventfd"))?),
             sender,
             news,
@@ -148,13 +159,16 @@ impl Engine {
             queue: VecDeque::new(),
             running: None,
             reexec: None,
+            verdicts: vec![],
             awaits: None,
             failure: None,
             restarts: vec![],
             restarts_total: 0,
             swaps: vec![],
             detail: String::new(),
+            last_swap: String::new(),
             extended: now,
+            metrics: Textfile::new(),
             exit: None,
         })
     }
@@ -166,10 +180,13 @@ impl Engine {
             self.wait()?;
             self.take_signals();
             self.take_news();
+            self.hear_daemon();
             self.look_at_processes();
             self.take_requests();
             self.expire();
             self.extend();
+            self.managed.tick();
+            self.write_metrics();
         }
         self.end()
     }
@@ -182,11 +199,21 @@ impl Engine {
         let mut wanted: Vec<(BorrowedFd<'_>, Want)> =
             vec![(self.signals.as_fd(), Want::Read), (self.waker.as_fd(), Want::Read)];
         wanted.extend(self.daemons().map(|daemon| (daemon.pidfd.as_fd(), Want::Read)));
+        // What it says before it is known waits.
+        wanted.extend(self.daemon.as_ref().and(self.managed.private()).map(|fd| (fd, Want::Read)));
         wanted.extend(self.clients.wanted());
         let extend = self.is_slow().then_some(self.extended + EXTEND);
         let timers = self.timers.iter().map(|(_, at)| *at);
-        let deadline = timers.chain(self.clients.wake_at()).chain(extend).min();
+        let metrics = self.settings.metrics_file.as_ref().and_then(|_| self.metrics.wake_at());
+        let own = [self.clients.wake_at(), self.managed.wake_at(), extend, metrics];
+        let deadline = timers.chain(own.into_iter().flatten()).min();
         poll::wait(&wanted, deadline).map(drop).map_err(|e| Error::io("wait for signals and clients", e))
+    }
+
+    fn hear_daemon(&mut self) {
+        if let Some(daemon) = &self.daemon {
+            self.managed.hear(daemon.process.pid);
+        }
     }
 
     fn daemons(&self) -> impl Iterator<Item = &Daemon> {
@@ -201,6 +228,10 @@ impl Engine {
         if was != self.machine.phase {
             tracing::debug!(from = was.name(), to = self.machine.phase.name(), ?input, "supervisor");
             self.since = Instant::now();
+        }
+        if was != self.machine.phase && self.machine.phase == Phase::Serving {
+            // It was started, or a swap has ended.
+            self.metrics.hurry();
         }
         self.perform_all(actions);
     }
@@ -298,6 +329,7 @@ impl Engine {
                 News::Swapped(swapped) => self.swapped(swapped),
                 News::Retired(retired) => self.retired(retired),
                 News::Rehearsed(rehearsed) => self.rehearsed(rehearsed),
+                News::Metrics(written) => self.metrics.written(written, self.own.say),
             }
         }
     }
@@ -316,6 +348,10 @@ impl Engine {
         if self.machine.phase != Phase::Inquiring {
             return;
         }
+        if answer.daemon.as_ref().is_some_and(Daemon::is_dead) {
+            // It was true when it was asked.
+            return self.inquire();
+        }
         if let Some(recovered) = &answer.recovered {
             let ended = crate::recover::reason_of(&recovered.outcome)
                 .unwrap_or_else(|| recovered.outcome.name().to_owned());
@@ -331,16 +367,28 @@ impl Engine {
         self.detail = detail;
         self.listeners.extend(answer.listeners);
         let adopted = answer.daemon.map(|daemon| self.adopt(daemon));
+        // That one has ended comes before that nobody serves: it says what is to be done about it.
+        if self.daemon.as_ref().is_some_and(Daemon::is_dead) {
+            self.daemon_lost();
+        }
         let lives = self.daemon.as_ref().is_some_and(|daemon| !daemon.is_dead());
         if let (Found::Serving, Some(true), Some(daemon)) = (answer.found, adopted, &self.daemon) {
             let binary =
                 daemon.program.as_ref().map_or(String::new(), |(path, _)| path.display().to_string());
             self.say("info", &format!("{} serves: {binary}", daemon.process));
         }
-        if answer.found == Found::Serving && !self.former.is_empty() {
+        // While a handoff goes on, the one of before may have to take over again.
+        if matches!(answer.found, Found::Serving | Found::Nobody) && !self.former.is_empty() {
             self.feed(Input::Lingers);
         }
+        self.tell_verdicts();
         self.feed(Input::Found(answer.found, lives));
+    }
+
+    fn tell_verdicts(&mut self) {
+        for (client, verdict) in std::mem::take(&mut self.verdicts) {
+            self.clients.end(client, &verdict);
+        }
     }
 
     /// Watches this daemon from now on; returns whether it is another one than before.
@@ -367,7 +415,8 @@ impl Engine {
     // ---- Starting.
 
     fn start(&mut self) {
-        let settings = self.settings.clone();
+        self.managed.expect_ready();
+        let settings = self.managed.for_daemon(&self.settings);
         let copies: Result<Vec<_>> = self.listeners.iter().map(start::copy).collect();
         let kept = std::mem::take(&mut self.kept);
         let listeners = match copies {
@@ -395,9 +444,10 @@ impl Engine {
         self.listeners.extend(started.bound);
         let pid = started.child.id();
         self.say("info", &format!("started {} as pid {pid}", started.program.display()));
-        let copy = started.leader.try_clone();
+        // Before it can be reaped: one that has died already is still somebody, whose end is to be looked at.
+        let (process, copy) = (ProcessId::of(pid), started.leader.try_clone());
         self.lead(pid, started.leader);
-        if let (Ok(process), Ok(pidfd)) = (ProcessId::of(pid), copy) {
+        if let (Ok(process), Ok(pidfd)) = (process, copy) {
             self.adopt(Daemon { process, pidfd, program: None });
         }
         self.feed(Input::Started);
@@ -417,7 +467,8 @@ impl Engine {
     fn await_ready(&mut self) {
         let (settings, over) = (self.settings.clone(), Arc::new(AtomicBool::new(false)));
         self.awaits = Some(Arc::clone(&over));
-        self.work(move || News::Ready(start::await_ready(&settings, &over)));
+        let said_ready = self.managed.said_ready();
+        self.work(move || News::Ready(start::await_ready(&settings, &said_ready, &over)));
     }
 
     fn ready(&mut self, ready: Result<Option<crate::proto::wire::Status>>) {
@@ -717,6 +768,18 @@ impl Engine {
         }
     }
 
+    fn write_metrics(&mut self) {
+        let Some(path) = self.settings.metrics_file.clone().filter(|_| self.metrics.is_due()) else { return };
+        let figures = Figures {
+            path,
+            control: self.settings.control.clone(),
+            data_dir: self.settings.data_dir.clone(),
+            journal: self.settings.journal.clone(),
+            state: self.state(),
+        };
+        self.work(move || News::Metrics(figures.write()));
+    }
+
     fn state(&self) -> State {
         State {
             pid: std::process::id(),
@@ -740,7 +803,9 @@ impl Engine {
             self.clients.tell(client, &Answer::Started {}, &[]);
         }
         let link = Link::default();
-        let order = task.program.take().map(|program| self.order(program, &task));
+        // Another turn may be needed, where somebody else has the lease.
+        let copy = task.program.as_ref().and_then(|program| program.try_clone().ok());
+        let order = std::mem::replace(&mut task.program, copy).map(|program| self.order(program, &task));
         self.running = Some(Running { task, link: link.clone() });
         match order {
             Some(Ok(order)) => self.work(move || News::Swapped(order.run(&link))),
@@ -763,7 +828,7 @@ impl Engine {
             listeners: self.listeners.iter().map(start::copy).collect::<Result<_>>()?,
             program,
             args: task.args.clone().unwrap_or_else(|| settings.args.clone()),
-            env: start::variables(settings),
+            env: start::variables(&self.managed.for_daemon(settings)),
             directory: settings.directory.clone(),
             limits: settings.limits.clone(),
             bake,
@@ -822,11 +887,12 @@ impl Engine {
     }
 
     /// Returns a task that is to wait for somebody else's handoff.
-    fn report(&mut self, outcome: &HandoffOutcome, mut task: Task) -> Option<Task> {
+    fn report(&mut self, outcome: &HandoffOutcome, task: Task) -> Option<Task> {
         let why = outcome.abort_reason.as_ref().map_or(String::new(), |why| format!(": {why}"));
         let pid = outcome.pid.map_or(String::new(), |pid| format!(", pid {pid} serves"));
         let level = if outcome.committed { "info" } else { "warning" };
         self.say(level, &format!("swap {}: {}{pid}{why}", outcome.handoff_id, outcome.outcome.name()));
+        self.last_swap = format!("; the last swap: {}{why}", outcome.outcome.name());
         let busy = match &outcome.outcome {
             Outcome::Refused(Refusal::Busy { handoff, phase, age_ms }) => {
                 Some((handoff.clone(), phase.clone(), *age_ms))
@@ -834,16 +900,12 @@ impl Engine {
             _ => None,
         };
         match (busy, task.client) {
-            (Some(_), _) if task.queue => {
-                let opened = outcome.binary.as_ref().map(|path| Program::open(path));
-                task.program = opened.and_then(Result::ok);
-                return task.program.is_some().then_some(task);
-            }
+            (Some(_), _) if task.queue && task.program.is_some() => return Some(task),
             (Some((handoff, phase, age_ms)), Some(client)) => {
                 let answer = Answer::Busy { doing: phase, handoff: Some(handoff), age_ms };
                 self.clients.end(client, &answer);
             }
-            (None, Some(client)) => self.clients.end(client, &Answer::Verdict(Box::new(outcome.into()))),
+            (None, Some(client)) => self.verdicts.push((client, Answer::Verdict(Box::new(outcome.into())))),
             (_, None) => {}
         }
         None
@@ -864,7 +926,8 @@ impl Engine {
         }
         let program =
             trigger::open_program(&self.settings, Some(&spawn.binary), crate::sys::unix::effective_uid())?;
-        let (pid, leader) = start::start_successor(&self.settings, &self.listeners, program, spawn, channel)
+        let settings = self.managed.for_daemon(&self.settings);
+        let (pid, leader) = start::start_successor(&settings, &self.listeners, program, spawn, channel)
             .map_err(|e| e.to_string())?;
         self.say(
             "info",
@@ -945,9 +1008,10 @@ impl Engine {
             .daemon
             .as_ref()
             .map_or("nobody serves".to_owned(), |daemon| format!("{} serves", daemon.process));
+        let status = status + &self.last_swap;
         match word {
             Word::Ready => {
-                notify::tell_ready(&status);
+                self.managed.ready(&self.listeners, &status);
                 if let Some(number) = self.settings.ready_fd.take()
                     && let Err(e) = notify::say_ready(number)
                 {
@@ -957,9 +1021,9 @@ impl Engine {
                     );
                 }
             }
-            Word::Reloading => notify::tell_reloading(),
-            Word::Reloaded => notify::tell_ready(&status),
-            Word::Stopping => notify::tell("STOPPING=1\nSTATUS=the daemon drains"),
+            Word::Reloading => self.managed.reloading(&status),
+            Word::Reloaded => self.managed.ready(&self.listeners, &status),
+            Word::Stopping => self.managed.stopping("the daemon drains"),
         }
     }
 
@@ -971,13 +1035,14 @@ impl Engine {
     fn extend(&mut self) {
         if self.is_slow() && self.extended.elapsed() >= EXTEND {
             self.extended = Instant::now();
-            notify::tell(&format!("EXTEND_TIMEOUT_USEC={}", (EXTEND * 5).as_micros()));
+            self.managed.manager().extend_timeout(EXTEND * 5);
         }
     }
 
     fn end(mut self) -> Result<Ended> {
         let how = self.exit.unwrap_or(How::Stopped);
         self.reap();
+        self.tell_verdicts();
         self.clients.close(Instant::now() + FAREWELL);
         match how {
             How::Stopped => Ok(Ended::Stopped),

@@ -3,6 +3,8 @@
 
 pub mod client;
 mod engine;
+mod manager;
+mod metrics;
 mod reexec;
 mod start;
 mod swap;
@@ -12,7 +14,6 @@ pub mod wire;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -20,11 +21,13 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::fds::{self, Role};
 use crate::listen::Listen;
+use crate::notify::Manager;
 use crate::proto::supervisor::{Job, Machine};
 use crate::sys::inherit;
 use crate::sys::process::PidFd;
 use crate::sys::spawn::Program;
 use engine::{Engine, Task};
+use manager::Managed;
 use trigger::Clients;
 
 /// How a supervisor says what happens: a level and a line.
@@ -92,17 +95,18 @@ pub fn run(settings: Settings, own: Own) -> Result<Ended> {
             reexec::answer(&own.version)?;
             Ok(Ended::Stopped)
         }
-        reexec::Found::Nothing => begin(settings, own),
-        reexec::Found::State(state) => go_on(settings, own, *state),
+        // Before there are threads, which read the environment.
+        reexec::Found::Nothing => begin(settings, own, Manager::take()),
+        reexec::Found::State(state) => go_on(settings, own, Manager::take(), *state),
     }
 }
 
-fn begin(settings: Settings, own: Own) -> Result<Ended> {
+fn begin(settings: Settings, own: Own, manager: Manager) -> Result<Ended> {
     let listeners = fds::take()?.into_iter().filter_map(|(role, fd)| match role {
         Role::Listener(name) => Some((name, fd)),
         _ => None,
     });
-    let listeners: Vec<(String, OwnedFd)> = listeners.collect();
+    let listeners = manager::inherit(&settings, &manager, listeners.collect(), own.say);
     if let Some(number) = settings.ready_fd
         && !inherit::is_passed_on(number)
     {
@@ -111,11 +115,12 @@ fn begin(settings: Settings, own: Own) -> Result<Ended> {
     }
     let clients = Clients::new(settings.trigger.clone(), trigger::bind(&settings)?)?;
     let (machine, first) = Machine::start(false, VecDeque::new());
-    Engine::new(settings, own, listeners, clients, machine)?.run(first)
+    let managed = Managed::new(manager, None);
+    Engine::new(settings, own, listeners, clients, managed, machine)?.run(first)
 }
 
 /// After the exec: everything is there but what is in the memory.
-fn go_on(mut settings: Settings, own: Own, state: reexec::State) -> Result<Ended> {
+fn go_on(mut settings: Settings, own: Own, manager: Manager, state: reexec::State) -> Result<Ended> {
     // It was said by the program of before.
     settings.ready_fd = None;
     let adopt =
@@ -144,7 +149,8 @@ fn go_on(mut settings: Settings, own: Own, state: reexec::State) -> Result<Ended
     }
     (own.say)("info", &format!("goes on as version {}", own.version));
     let (machine, first) = Machine::start(true, queue.iter().map(|task| task.job).collect());
-    let mut engine = Engine::new(settings, own, listeners, clients, machine)?;
+    let managed = Managed::new(manager, state.private.map(adopt).transpose()?);
+    let mut engine = Engine::new(settings, own, listeners, clients, managed, machine)?;
     engine.queue = queue;
     engine.restarts_total = state.restarts;
     engine.swaps = state.swaps;

@@ -37,6 +37,9 @@ const NUMBER: RawFd = 3;
 pub(super) struct State {
     format: u32,
     pub listening: RawFd,
+    /// The daemon's NOTIFY_SOCKET.
+    #[serde(default)]
+    pub private: Option<RawFd>,
     /// As in the fd table.
     pub listeners: String,
     /// Who asked for this, and is to be told.
@@ -140,6 +143,7 @@ fn write(engine: &Engine) -> Result<(OwnedFd, Vec<BorrowedFd<'_>>)> {
         .collect();
     let mut kept: Vec<BorrowedFd<'_>> = table.iter().map(|(_, _, fd)| *fd).collect();
     kept.push(engine.clients.listening.as_fd());
+    kept.extend(engine.managed.private());
     let client = |task: &Task| engine.clients.socket(task.client?);
     let asker = engine.reexec.as_ref().and_then(client);
     let mut waiting = vec![];
@@ -163,6 +167,7 @@ fn write(engine: &Engine) -> Result<(OwnedFd, Vec<BorrowedFd<'_>>)> {
     let state = State {
         format: FORMAT,
         listening: engine.clients.listening.as_raw_fd(),
+        private: engine.managed.private().map(|fd| fd.as_raw_fd()),
         listeners: fds::render(&table)?,
         asker: asker.map(|fd| fd.as_raw_fd()),
         waiting,
@@ -192,7 +197,9 @@ pub(super) fn become_anew(engine: &Engine, program: &Program) -> Error {
     let args: Vec<OsString> = std::env::args_os().collect();
     let ours = |name: &OsString| name == STATE_VAR || name == fds::HANDOFF_FDS;
     let env = std::env::vars_os().filter(|(name, _)| !ours(name));
-    let env: Vec<(OsString, OsString)> = env.chain([(STATE_VAR.into(), found.into())]).collect();
+    let manager = engine.managed.manager().vars().iter().cloned();
+    let env: Vec<(OsString, OsString)> =
+        env.chain(manager).chain([(STATE_VAR.into(), found.into())]).collect();
     let e = reexec::become_program(program, &args, &env, &kept);
     Error::io(format!("become {} anew", program.path().display()), e)
 }

@@ -210,13 +210,19 @@ fn choose(settings: &Settings, kept: &[Kept]) -> Result<Command> {
 /// # Errors
 ///
 /// It was not in time. That it died is for whoever watches its process.
-pub(super) fn await_ready(settings: &Settings, over: &AtomicBool) -> Result<Option<Status>> {
+pub(super) fn await_ready(
+    settings: &Settings,
+    said_ready: &AtomicBool,
+    over: &AtomicBool,
+) -> Result<Option<Status>> {
     let until = Instant::now() + settings.readiness.timeout;
     while !over.load(Ordering::Relaxed) {
         if Instant::now() >= until {
             return Err(Error::TimedOut { waiting_for: "the daemon to be ready".to_owned() });
         }
-        if let Some(status) = serving(&settings.control)
+        let has_said = settings.readiness.by != ReadyBy::Notify || said_ready.load(Ordering::Relaxed);
+        if has_said
+            && let Some(status) = serving(&settings.control)
             && passes(settings, over)?
         {
             return Ok(Some(status));

@@ -23,6 +23,8 @@ const OF_A_USER_MAX: usize = 8;
 const OF_OURS_MAX: usize = 48;
 /// How long a client may take for a request, or for taking an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a supervisor that was killed may take to be gone.
+const DYING: Duration = Duration::from_secs(1);
 /// How long nobody is accepted after that failed.
 const PAUSE: Duration = Duration::from_millis(100);
 /// What a client is borne with: a request names a program and its arguments.
@@ -76,7 +78,7 @@ pub(super) fn bind(settings: &Settings) -> Result<OwnedFd> {
     }
     // Where others may ask, everybody may connect, and who it is decides.
     let access = Access { mode: Some(mode(settings)), ..Access::default() };
-    match bind::unix_path(Transport::Stream, path, &Options::default(), access) {
+    match bind_patiently(path, access) {
         Ok(Ok(fd)) => Ok(fd),
         Ok(Err(Occupied::ByFile)) => {
             let detail = "a file that is no socket is there".to_owned();
@@ -88,6 +90,17 @@ pub(super) fn bind(settings: &Settings) -> Result<OwnedFd> {
             Err(Error::Refused { reason: format!("{who} listens at {} already", path.display()) })
         }
         Err(e) => Err(Error::io(format!("listen for triggers at {}", path.display()), e)),
+    }
+}
+
+/// A supervisor that was killed is gone, but what it had just forked may have its socket until it becomes another program.
+fn bind_patiently(path: &Path, access: Access) -> std::io::Result<Result<OwnedFd, Occupied>> {
+    let until = Instant::now() + DYING;
+    loop {
+        match bind::unix_path(Transport::Stream, path, &Options::default(), access) {
+            Ok(Err(Occupied::ByLive(_))) if Instant::now() < until => std::thread::sleep(DYING / 100),
+            bound => return bound,
+        }
     }
 }
 
@@ -265,19 +278,30 @@ pub(super) fn open_program(settings: &Settings, asked: Option<&Path>, uid: u32) 
     let configured = || Program::open(&settings.binary).map_err(|e| e.to_string());
     let Some(path) = asked else {
         let program = configured()?;
-        check_writers(&program, uid)?;
+        check_configured(&program, uid)?;
         return Ok(program);
     };
     if !path.is_absolute() {
         return Err(format!("{} is no full path", path.display()));
     }
     let program = Program::open(path).map_err(|e| e.to_string())?;
-    let is_configured = configured().is_ok_and(|configured| same(&program, &configured));
-    if !is_configured {
-        check_allowed(settings, &program, path, uid)?;
+    match configured() {
+        Ok(configured) if same(&program, &configured) => check_configured(&configured, uid)?,
+        _ => check_allowed(settings, &program, path, uid)?,
     }
     check_writers(&program, uid)?;
     Ok(program)
+}
+
+fn check_configured(program: &Program, uid: u32) -> Result<(), String> {
+    check_writers(program, uid)?;
+    if is_ours(uid) || !is_in_others_hands(program.path()) {
+        return Ok(());
+    }
+    Err(format!(
+        "others may write to a directory on the way to {}, so that it is run for root and this supervisor's user alone",
+        program.path().display()
+    ))
 }
 
 fn check_allowed(settings: &Settings, program: &Program, path: &Path, uid: u32) -> Result<(), String> {
@@ -295,6 +319,9 @@ fn check_allowed(settings: &Settings, program: &Program, path: &Path, uid: u32) 
 /// The file counts, not its name.
 fn is_in(program: &Program, allowed: &Path, uid: u32) -> bool {
     let is_directory = allowed.as_os_str().as_encoded_bytes().ends_with(b"/");
+    if !is_ours(uid) && is_in_others_hands(allowed) {
+        return false;
+    }
     if !is_directory {
         return Program::open(allowed).is_ok_and(|allowed| same(program, &allowed));
     }
@@ -312,6 +339,26 @@ fn same(a: &Program, b: &Program) -> bool {
 /// Returns whether somebody else could put a program there.
 fn is_others(directory: &Path) -> bool {
     std::fs::metadata(directory).map_or(true, |meta| may_be_written(&meta))
+}
+
+/// Returns whether somebody else chooses what this path leads to: whoever may write to a directory on the way to it can put another file, or a link
+/// to any program, in its place.
+fn is_in_others_hands(path: &Path) -> bool {
+    let Ok(full) = std::path::absolute(path) else { return true };
+    // Where links lead there are further directories.
+    let Ok(resolved) = full.canonicalize() else { return true };
+    let is_fixed =
+        |path: &Path| path.ancestors().zip(path.ancestors().skip(1)).all(|(entry, dir)| is_fixed(entry, dir));
+    !is_fixed(&full) || !is_fixed(&resolved)
+}
+
+/// Returns whether only we could put something else in this place of a directory.
+fn is_fixed(entry: &Path, dir: &Path) -> bool {
+    let Ok(dir) = std::fs::metadata(dir) else { return false };
+    // In such a directory, as /tmp is one, nobody replaces what is another's.
+    let is_sticky = is_ours(dir.uid()) && dir.mode() & 0o1000 != 0;
+    !may_be_written(&dir)
+        || (is_sticky && std::fs::symlink_metadata(entry).is_ok_and(|meta| is_ours(meta.uid())))
 }
 
 fn may_be_written(meta: &Metadata) -> bool {

@@ -58,6 +58,11 @@ impl Program {
         Self { name: path.clone().into(), path, file: file.into() }
     }
 
+    /// Returns another descriptor for the same opened file.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { name: self.name.clone(), path: self.path.clone(), file: self.file.try_clone()? })
+    }
+
     /// Returns what is known of the opened file.
     pub fn metadata(&self) -> io::Result<fs::Metadata> {
         self.file.metadata()

@@ -225,7 +225,7 @@ pub fn check_directory(path: &Path) -> Result<()> {
         return Ok(());
     }
     let detail = format!(
-        "others may write to {}, the directory of the control socket {}; use one of its own: mkdir -m 700 /run/NAME",
+        "others may write to {}, the directory of the socket {}; use one of its own: mkdir -m 700 /run/NAME",
         dir.display(),
         path.display()
     );

@@ -18,3 +18,4 @@ mod signals;
 mod stale;
 mod stop;
 mod successor;
+mod via;

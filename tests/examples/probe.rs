@@ -4,7 +4,7 @@
 //!
 //! One connection carries one line and its answer: `ADD ID` writes an id to the log durably, `ALL` lists the ids, `PID` tells
 //! the process. Points: start, warm, begun, locked, opened, granted, serving, drain, stopped (a drain that has stopped
-//! accepting), seal, resume. At each that is named, `probe PID at POINT` is written to standard error, and then this happens:
+//! accepting), seal, resume, ended. At each that is named, `probe PID at POINT` is written to standard error, and then this happens:
 //! kill, stop, hang, exit, panic, error, full, wait (for the file `go` beside the data directory), sleep-MS, or mark.
 
 use std::error::Error;
@@ -65,6 +65,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     match incumbent.with_limits(plan.limits()).serve(Arc::clone(&daemon))? {
         Served::Superseded(superseded) => Err(superseded.exec().into()),
         Served::Committed { .. } | Served::Retired { .. } | Served::SteppedDown { .. } | Served::Stopped => {
+            plan.reach("ended")?;
             Ok(())
         }
     }

@@ -1,7 +1,7 @@
 //! A supervisor as a program of its own: what the tests of the library's engine run.
 //!
 //! `supervisor DIR [KEY=VALUE]... -- PROGRAM [ARG]...` keeps the program's data, sockets and journal in DIR. Keys: listen (as hold-fds has it; may be
-//! repeated), policy, max, bake, health, stop, linger, grace, deadline, delay and ready-within (in milliseconds), ready (a command), uid, allow (may be repeated), ready-fd, program (what
+//! repeated), data (the data directory in DIR), policy, max, bake, health, stop, linger, grace, deadline, delay and ready-within (in milliseconds), ready (a command), uid, allow (may be repeated), ready-fd, metrics (a file), program (what
 //! it becomes anew), version. A file `DIR/reload` holds, a word a line, what is to be the program and its arguments from the next SIGHUP on.
 
 use std::error::Error;
@@ -85,11 +85,13 @@ fn read(args: &[String]) -> Result<(Settings, Option<PathBuf>, String), Box<dyn 
                 let (interval, timeout) = (Duration::from_millis(50), Duration::from_secs(30));
                 settings.health = Some(Health { command: value.to_owned(), interval, timeout });
             }
+            "data" => settings.data_dir = dir.join(value),
             "ready" => settings.readiness.by = ReadyBy::Command(value.to_owned()),
             "ready-within" => settings.readiness.timeout = ms()?,
             "uid" => settings.allowed_uids.push(value.parse()?),
             "allow" => settings.allowed_binaries.push(value.into()),
             "ready-fd" => settings.ready_fd = Some(value.parse()?),
+            "metrics" => settings.metrics_file = Some(value.into()),
             "program" => program = Some(value.into()),
             "version" => version = value.to_owned(),
             _ => return Err(format!("{arg}: unknown key").into()),

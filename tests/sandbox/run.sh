@@ -15,6 +15,7 @@ chmod +x /home/me/bin/*
 for name in bin/handoff handoff-next; do
     touch /home/me/$name && mount --bind /run/handoff /home/me/$name
 done
+ln -s handoff /home/me/bin/handoff-supervisor
 cd /home/me
 # A release may be named by its path or be looked up.
 for release in kvd-v2 kvd-v3; do

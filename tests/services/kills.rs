@@ -111,7 +111,8 @@ const SWAP_MS: u64 = 1200;
 fn kill_often(tools: Tools, victim: Victim, moments: usize) {
     let setup = Setup {
         faults: &SLOW,
-        keys: "warm_up_secs = 3\n",
+        // So long a successor that hangs is waited for whose incumbent is gone.
+        keys: "warm_up_secs = 3\ndeadline_secs = 10\n",
         // A daemon that is killed twenty times in a minute is no daemon that dies again and again.
         restart: "max = 1000\ndelay_secs = 0.01\n",
         ..Setup::default()

@@ -144,7 +144,11 @@ mod readiness {
             let links = fds.filter_map(|fd| Some(fs::read_link(fd.path()).ok()?.display().to_string()));
             links.filter(|link| link.starts_with("pipe:")).collect()
         };
-        let theirs = pipes(manager);
+        // The logger's is shared on purpose, and what this test was started with may have leaked into all of them.
+        let mut theirs = pipes(manager);
+        let own = pipes(std::process::id());
+        let log = fs::read_link(format!("/proc/{supervisor}/fd/2")).unwrap();
+        theirs.retain(|pipe| *pipe != log.display().to_string() && !own.contains(pipe));
         let daemon = service.settle().daemon;
         for pid in [supervisor, daemon] {
             let shared: Vec<String> = pipes(pid).into_iter().filter(|pipe| theirs.contains(pipe)).collect();

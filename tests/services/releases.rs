@@ -47,7 +47,7 @@ fn a_bad_release_by_hup_is_rolled_back_and_said_in_the_log(tools: Tools) {
         look::supervising(&trigger).is_some_and(|state| !state.swaps.is_empty() && state.doing == "serving")
     });
     assert_eq!(service.settle(), before);
-    service.await_log("rolled back");
+    service.await_log("rolled-back");
     // What it starts the daemon with has changed; which program serves has not.
     crate::rig::kill(before.daemon);
     let after = service.settle_as("another daemon", |settled| settled.daemon != before.daemon);

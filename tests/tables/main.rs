@@ -7,6 +7,7 @@ mod driver;
 mod incumbent;
 mod recovery;
 mod successor;
+mod supervisor;
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -116,4 +117,5 @@ fn the_printed_tables_are_what_the_machines_do() {
     assert_printed("driver", &driver::table());
     assert_printed("successor", &successor::table());
     assert_printed("recovery", &recovery::table());
+    assert_printed("supervisor", &supervisor::table());
 }

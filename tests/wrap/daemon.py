@@ -3,6 +3,7 @@
 Arguments: a label, the file, and how it misbehaves.
 """
 import os
+import select
 import signal
 import socket
 import sys
@@ -91,11 +92,12 @@ def count():
 
 
 def write(value):
-    with open(path + ".new", "w") as file:
+    new = f"{path}.{os.getpid()}"
+    with open(new, "w") as file:
         file.write(str(value))
         file.flush()
         os.fsync(file.fileno())
-    os.rename(path + ".new", path)
+    os.rename(new, path)
 
 
 def notify(text):
@@ -109,46 +111,48 @@ if is_("hang"):
 if is_("nonblock"):
     for listener in listeners:
         listener.setblocking(False)
-        listener.setblocking(True) if is_("nothing") else None
 if is_("notify"):
     notify("STATUS=counting\nREADY=1")
 if is_("line"):
     os.write(int(os.environ["READY_FD"]), b"ready\n")
 value = count()
-say("serves from", value, "as", os.getpid())
+say("counts from", value, "as", os.getpid())
+
+
+def answer(client):
+    global value
+    try:
+        request = client.recv(4096)
+    except ConnectionResetError:
+        return
+    if request.startswith(b"GET /"):
+        status = "503 No" if is_("sick") else "200 OK"
+        client.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+    elif request.startswith(b"die"):
+        os._exit(int(request.split()[1]))
+    elif request.startswith(b"kill"):
+        os.kill(os.getpid(), int(request.split()[1]))
+    elif request:
+        value += 1
+        write(value)
+        client.sendall(f"{label} {value}\n".encode())
 
 
 def serve(listener):
-    global value
-    listener.settimeout(None) if not is_("nonblock") else None
     while True:
-        try:
-            client, _ = listener.accept()
-        except BlockingIOError:
-            time.sleep(0.005)
-            continue
-        except OSError:
-            time.sleep(600)
-        client.setblocking(True)
-        with client:
+        select.select([listener], [], [])
+        # What was accepted is answered before the end.
+        with in_flight:
             try:
-                request = client.recv(4096)
-            except ConnectionResetError:
+                client, _ = listener.accept()
+            except BlockingIOError:
                 continue
-            if not request:
-                continue
-            if request.startswith(b"GET /"):
-                status = "503 No" if is_("sick") or os.path.exists(path + ".sick") else "200 OK"
-                client.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
-                continue
-            if request.startswith(b"die"):
-                os._exit(int(request.split()[1]))
-            if request.startswith(b"kill"):
-                os.kill(os.getpid(), int(request.split()[1]))
-            with in_flight:
-                value += 1
-                write(value)
-                client.sendall(f"{label} {value}\n".encode())
+            except OSError:
+                # It was shut down, and the end is near.
+                return
+            with client:
+                client.setblocking(True)
+                answer(client)
 
 
 if is_("die-later"):

@@ -66,9 +66,9 @@ pub fn handoff() -> Command {
     close_strays();
     let mut command = Command::new(HANDOFF);
     command.stdin(Stdio::null());
-    ["HANDOFF_CONTROL", "HANDOFF_DATA_DIR", "NOTIFY_SOCKET"]
-        .iter()
-        .for_each(|name| drop(command.env_remove(name)));
+    ["HANDOFF_CONTROL", "HANDOFF_DATA_DIR", "NOTIFY_SOCKET"].iter().for_each(|name| {
+        command.env_remove(name);
+    });
     command
 }
 

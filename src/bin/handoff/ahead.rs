@@ -68,6 +68,7 @@ impl Command {
             | Self::Swap(_)
             | Self::Supervise(_)
             | Self::Trigger(_)
+            | Self::Doctor(_)
             | Self::ExecSuccessor(_)
             | Self::Wrap(_)
             | Self::Kvd(_) => None,

@@ -32,7 +32,7 @@ const GAPS: usize = 10;
 /// The gap where the journal knows none, in microseconds.
 const GAP_ASSUMED_US: u64 = 1_000_000;
 /// What a handoff needs of the daemon's descriptors and of the successor's, besides listeners and connections.
-const DESCRIPTORS_SPARE: u64 = 32;
+pub const DESCRIPTORS_SPARE: u64 = 32;
 /// How much space is little, in bytes: on the data directory's file system and on the journal's.
 const LITTLE_DATA: u64 = 64 << 20;
 const LITTLE_JOURNAL: u64 = 1 << 20;
@@ -72,19 +72,19 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn ok(check: &'static str, found: impl Into<String>) -> Self {
+    pub fn ok(check: &'static str, found: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Ok, found: found.into(), advice: None }
     }
 
-    fn warning(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub fn warning(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Warning, found: found.into(), advice: Some(advice.into()) }
     }
 
-    fn error(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub fn error(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Error, found: found.into(), advice: Some(advice.into()) }
     }
 
-    fn line(&self) -> String {
+    pub fn line(&self) -> String {
         let advice = self.advice.as_ref().map_or(String::new(), |advice| format!("; {advice}"));
         out::one_line(&format!("{:<7} {:<11} {}{advice}", self.verdict.word(), self.check, self.found))
     }
@@ -101,7 +101,7 @@ pub struct Report {
 }
 
 impl Report {
-    fn of(checks: Vec<Finding>) -> Self {
+    pub fn of(checks: Vec<Finding>) -> Self {
         let count = |verdict| checks.iter().filter(|finding| finding.verdict == verdict).count();
         let (errors, warnings) = (count(Verdict::Error), count(Verdict::Warning));
         Self { ok: errors == 0, errors, warnings, checks }
@@ -113,14 +113,22 @@ impl Report {
     ///
     /// Standard output cannot be written to.
     pub fn say(&self, json: bool) -> anyhow::Result<Exit> {
-        let _ = if json { out::json(self)? } else { out::text(&self.text())? };
+        self.say_as(json, "nothing stands in the way of a swap", "a swap would be refused or fail")
+    }
+
+    /// As [`say`](Self::say), where it is not about a swap that is about to be made.
+    ///
+    /// # Errors
+    ///
+    /// As [`say`](Self::say).
+    pub fn say_as(&self, json: bool, fine: &str, wrong: &str) -> anyhow::Result<Exit> {
+        let _ = if json { out::json(self)? } else { out::text(&self.text(fine, wrong))? };
         Ok(if self.ok { Exit::Done } else { Exit::Refused })
     }
 
-    fn text(&self) -> String {
+    fn text(&self, fine: &str, wrong: &str) -> String {
         let mut lines: Vec<String> = self.checks.iter().map(Finding::line).collect();
-        let expected =
-            if self.ok { "nothing stands in the way of a swap" } else { "a swap would be refused or fail" };
+        let expected = if self.ok { fine } else { wrong };
         let counts = [(self.checks.len(), "check"), (self.errors, "error"), (self.warnings, "warning")];
         let counts = counts.map(|(n, what)| format!("{n} {what}{}", if n == 1 { "" } else { "s" }));
         lines.push(format!("{expected}: {}", counts.join(", ")));
@@ -197,7 +205,7 @@ impl Subject<'_> {
 
 // ---- The daemon's answer.
 
-fn path(control: &Path) -> Finding {
+pub fn path(control: &Path) -> Finding {
     let Ok(full) = std::path::absolute(control) else {
         let found = format!("{} has no full path", control.display());
         return Finding::error("path", found, "give the path of the daemon's control socket");
@@ -458,7 +466,7 @@ fn lock(lock_file: &Path, incumbent: u32) -> Finding {
     }
 }
 
-fn file_system(dir: &Path) -> Finding {
+pub fn file_system(dir: &Path) -> Finding {
     match file::network_kind_of(dir) {
         Ok(kind) => on_network(dir, kind),
         Err(e) => Finding::error(
@@ -561,7 +569,7 @@ fn limit(status: &Status) -> Finding {
     }
 }
 
-fn heir(own: u64, daemons: Option<u64>, listeners: u64, conns: u64) -> Finding {
+pub fn heir(own: u64, daemons: Option<u64>, listeners: u64, conns: u64) -> Finding {
     let found = format!("the successor may have {own} descriptors");
     if listeners > own {
         let found = format!("{found}, and the listeners alone need {listeners}");
@@ -605,7 +613,7 @@ fn fence(daemon: &ProcessId) -> Finding {
 // ---- The journal.
 
 /// Returns the longest of the last gaps, in microseconds.
-fn journal_at(path: &Path, findings: &mut Vec<Finding>) -> Option<u64> {
+pub fn journal_at(path: &Path, findings: &mut Vec<Finding>) -> Option<u64> {
     match journal_of(path) {
         Ok((finding, gap_us)) => {
             findings.push(finding);
@@ -686,7 +694,7 @@ fn unborn(path: &Path) -> Finding {
 
 // ---- The gap.
 
-fn queues(listeners: &[ListenerStatus], gap_us: Option<u64>) -> Vec<Finding> {
+pub fn queues(listeners: &[ListenerStatus], gap_us: Option<u64>) -> Vec<Finding> {
     let rate = arrival_rate();
     let longest = queue::longest().ok();
     listeners.iter().map(|listener| room(listener, gap_us, rate, longest)).collect()
@@ -846,13 +854,15 @@ mod tests {
         assert!(
             report.ok
                 && report
-                    .text()
+                    .text("nothing stands in the way of a swap", "")
                     .ends_with("nothing stands in the way of a swap: 2 checks, 0 errors, 1 warning\n")
         );
         let report = Report::of(vec![ok, warning, Finding::error("c", "z", "undo")]);
         assert!(
             !report.ok
-                && report.text().contains("\nerror   c           z; undo\na swap would be refused or fail: ")
+                && report
+                    .text("", "it would fail")
+                    .contains("\nerror   c           z; undo\nit would fail: ")
         );
     }
 }

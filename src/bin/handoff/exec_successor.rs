@@ -58,6 +58,10 @@ pub struct Args {
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     cgroup: Option<PathBuf>,
 
+    /// Have the supervisor at this trigger socket start PROG, as its own child; with --warm or --wait
+    #[arg(long, value_name = "TRIGGER", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["output", "cgroup"])]
+    via: Option<PathBuf>,
+
     /// Start PROG without arguments if none are given, instead of with the daemon's
     #[arg(long)]
     no_reuse_args: bool,
@@ -70,7 +74,8 @@ pub struct Args {
 const EXAMPLES: &str = "
   handoff drain -- handoff exec-successor kvd-v2                                  # become it
   handoff exec-successor --warm kvd-v2 -- handoff drain -- handoff commit         # start it first
-  handoff drain -- sh -c 'handoff exec-successor --wait kvd-v2 || handoff abort'  # start it on the sealed lease";
+  handoff drain -- sh -c 'handoff exec-successor --wait kvd-v2 || handoff abort'  # start it on the sealed lease
+  handoff exec-successor --warm --via /run/kv/trigger kvd-v2 -- handoff drain -- handoff commit  # a supervisor starts it";
 
 /// What comes before the `--` that ends PROG's arguments, and what after it.
 type Split<'a> = (&'a [OsString], Option<&'a [OsString]>);
@@ -78,6 +83,7 @@ type Split<'a> = (&'a [OsString], Option<&'a [OsString]>);
 /// Becomes the program, or starts it.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     logging::quietly("exec-successor");
+    check_via(args)?;
     let (words, next) = split(args);
     let (name, own_args) = words.split_first().ok_or_else(|| {
         let detail = "PROG is missing".to_owned();
@@ -100,12 +106,21 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     }
 }
 
+fn check_via(args: &Args) -> anyhow::Result<()> {
+    if args.via.is_none() || args.warm || args.wait {
+        return Ok(());
+    }
+    let detail = "--via needs --warm or --wait: in place this process becomes PROG itself, and no supervisor starts it";
+    Err(exit::attempt(Error::Invalid { detail: detail.to_owned() }, "start the successor"))
+}
+
 /// Checks what will be run, for a link that comes before.
 ///
 /// # Errors
 ///
 /// The exit code, after it was said what is wrong.
 pub fn check(command: &str, args: &Args) -> Result<(), Exit> {
+    check_via(args).map_err(|e| exit::fatal(command, &e))?;
     let (words, next) = split(args);
     link::open_words(command, words)?;
     match next {
@@ -256,6 +271,7 @@ fn spawn_spec(args: &Args, agreed: SpawnSpec, reused: Reused) -> anyhow::Result<
         env: args.env.clone(),
         cgroup: args.cgroup.clone().map(std::path::absolute).transpose().context("find the control group")?,
         output: args.output.into(),
+        via: args.via.clone(),
         ..agreed
     })
 }

@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use handoff::chain::Chain;
 use handoff::error::Error;
 use handoff::sys::spawn::Program;
@@ -129,4 +130,15 @@ pub fn unusable(command: &str, e: Error) -> Exit {
         _ => Exit::System,
     };
     exit::fatal_as(command, &exit::attempt(e, "become the next program"), exit)
+}
+
+/// Returns the path that this program was started by: what is there later is its next release.
+pub fn own_program() -> anyhow::Result<PathBuf> {
+    let name: Option<OsString> = std::env::args_os().next();
+    let opened = name.map(|name| Program::open(Path::new(&name))).transpose();
+    let path = match opened {
+        Ok(Some(program)) if program.same_file(Path::new("/proc/self/exe")) => program.path().to_owned(),
+        _ => std::env::current_exe().context("find this program")?,
+    };
+    std::path::absolute(path).context("find the working directory")
 }

@@ -6,6 +6,7 @@ mod ahead;
 mod checks;
 mod commit;
 mod demo;
+mod doctor;
 mod drain;
 mod duration;
 mod examples;
@@ -66,6 +67,7 @@ enum Command {
     Supervise(supervise::Args),
     Trigger(trigger::Args),
     Status(status::Args),
+    Doctor(doctor::Args),
     Commit(commit::Args),
     Abort(abort::Args),
     HoldFds(hold_fds::Args),
@@ -86,6 +88,7 @@ impl Command {
             Self::Supervise(_) => "supervise",
             Self::Trigger(_) => "trigger",
             Self::Status(_) => "status",
+            Self::Doctor(_) => "doctor",
             Self::Commit(_) => "commit",
             Self::Abort(_) => "abort",
             Self::HoldFds(_) => "hold-fds",
@@ -106,6 +109,7 @@ impl Command {
             Self::Supervise(args) => supervise::run(args),
             Self::Trigger(args) => trigger::run(args),
             Self::Status(args) => status::run(&args),
+            Self::Doctor(args) => doctor::run(&args),
             Self::Commit(args) => commit::run(&args),
             Self::Abort(args) => abort::run(&args),
             Self::HoldFds(args) => hold_fds::run(&args),
@@ -129,12 +133,13 @@ impl Command {
 /// Adds a command's arguments to its definition.
 type Augment = fn(clap::Command) -> clap::Command;
 
-const DEFINITIONS: [(&str, Augment); 15] = [
+const DEFINITIONS: [(&str, Augment); 16] = [
     ("demo", demo::Args::augment_args),
     ("swap", swap::Args::augment_args),
     ("supervise", supervise::Args::augment_args),
     ("trigger", trigger::Args::augment_args),
     ("status", status::Args::augment_args),
+    ("doctor", doctor::Args::augment_args),
     ("commit", commit::Args::augment_args),
     ("abort", abort::Args::augment_args),
     ("hold-fds", hold_fds::Args::augment_args),

@@ -271,6 +271,9 @@ fn reexecuted(came: Came<String>, json: bool) -> anyhow::Result<Exit> {
 /// Returns the supervisor's answer where it was no.
 fn refusal(e: &Error) -> Option<Refusal> {
     match e {
+        Error::Busy { handoff, phase, age_ms } if handoff.is_empty() => {
+            Some(Refusal::Declined(format!("the supervisor is busy: {phase} for {}", show_ms(*age_ms))))
+        }
         Error::Busy { handoff, phase, age_ms } => {
             Some(Refusal::Busy { handoff: handoff.clone(), phase: phase.clone(), age_ms: *age_ms })
         }

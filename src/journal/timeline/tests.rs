@@ -43,6 +43,7 @@ fn begun() -> Record {
         generation: None,
         incumbent: None,
         by: None,
+        successor: None,
     };
     record(Actor::Driver, 0, event)
 }

@@ -1,8 +1,7 @@
 //! What a holder is asked for, and what it takes to be one.
 
-use std::ffi::OsString;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -12,11 +11,10 @@ use handoff::error::Error;
 use handoff::fds::Role;
 use handoff::holder::{self, Allowed, Client, Held, Setup};
 use handoff::listen;
-use handoff::sys::spawn::Program;
 
 use super::Args;
 use crate::exit::{self, Exit};
-use crate::out;
+use crate::{link, out};
 
 /// Goes on as the holder that this process has been, before anything else is done in it.
 pub fn resume() -> Option<Exit> {
@@ -99,7 +97,7 @@ pub fn serve(args: &Args, path: &Path, mut chain: Chain) -> anyhow::Result<Exit>
         give: allowed(&args.allow)?,
         store: allowed(&args.allow_store)?,
         ready_fd: args.ready_fd,
-        program: own_program()?,
+        program: link::own_program()?,
     };
     Err(exit::attempt(holder::start(setup, &sockets), format!("hold sockets at {}", path.display())))
 }
@@ -113,15 +111,4 @@ fn allowed(who: &[String]) -> anyhow::Result<Allowed> {
         }
     }
     Ok(allowed)
-}
-
-/// Returns the path that this program was started by: what is there later is its next release.
-fn own_program() -> anyhow::Result<PathBuf> {
-    let name: Option<OsString> = std::env::args_os().next();
-    let opened = name.map(|name| Program::open(Path::new(&name))).transpose();
-    let path = match opened {
-        Ok(Some(program)) if program.same_file(Path::new("/proc/self/exe")) => program.path().to_owned(),
-        _ => std::env::current_exe().context("find this program")?,
-    };
-    std::path::absolute(path).context("find the working directory")
 }

@@ -139,6 +139,7 @@ fn begun(args: &Args, running: Option<&Status>) -> handoff::Result<Event> {
         generation: running.map(|status| status.generation),
         incumbent: running.map(|status| status.process.clone()),
         by: Some(Box::new(Requester::of_this_process())),
+        successor: None,
     })
 }
 

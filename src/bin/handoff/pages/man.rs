@@ -27,7 +27,6 @@ const VARIABLES: [(&str, &str); 6] = [
     ("HANDOFF_JOURNAL", "The path of the journal; stands in for `--journal`."),
     ("HANDOFF_TRIGGER", "The path of a supervisor's trigger socket; stands in for `--trigger`."),
     ("HANDOFF_LOG", "What to say on standard error, as for RUST_LOG, which it goes before."),
-    ("HANDOFF_TRIGGER", "The path of the supervisor's trigger socket; stands in for `--trigger`."),
     (
         "RUST_LOG",
         "What to say on standard error: a level (`error`, `warn`, `info`, `debug`, `trace`), or one for each part of the program.",

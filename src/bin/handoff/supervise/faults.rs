@@ -90,16 +90,21 @@ impl Faults {
         self.list.push(Fault { file, line, column, flag, key, text: text.into() });
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.list.is_empty()
+    /// Returns those that were added, in the order of the file, and begins anew.
+    pub fn take(&mut self) -> Vec<Fault> {
+        in_order(std::mem::take(&mut self.list))
     }
 
-    /// Returns them in the order of the file, without what would be said twice.
     pub fn into_list(mut self) -> Vec<Fault> {
-        self.list.sort_by_key(|fault| (fault.line.unwrap_or(usize::MAX), fault.column));
-        self.list.dedup();
-        self.list
+        self.take()
     }
+}
+
+/// Returns them in the order of the file, without what would be said twice.
+pub fn in_order(mut list: Vec<Fault>) -> Vec<Fault> {
+    list.sort_by_key(|fault| (fault.line.unwrap_or(usize::MAX), fault.column));
+    list.dedup();
+    list
 }
 
 fn as_path<S: Serializer>(path: &Option<PathBuf>, s: S) -> Result<S::Ok, S::Error> {

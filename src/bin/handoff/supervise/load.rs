@@ -7,9 +7,9 @@ use handoff::error::Error;
 use handoff::listen::Listen;
 use handoff::supervise::Settings;
 
-use super::complete::{self, Complete};
+use super::complete;
 use super::draft::{self, Draft};
-use super::faults::{Fault, Faults, Place};
+use super::faults::{self, Fault, Faults, Place};
 use super::{paths, source};
 
 /// Where a configuration comes from. It can be read again and again.
@@ -33,13 +33,22 @@ pub struct Flags {
     pub words: Vec<String>,
 }
 
-/// How strictly the program that is configured is looked at.
+/// What the machine must have of what a configuration names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Binary {
-    /// It must be there and run.
-    Needed,
-    /// Another one serves, or is started.
-    NotNeeded,
+pub enum Needed {
+    /// All of it.
+    Everything,
+    /// All but the program that is configured: another one is started.
+    NoProgram,
+    /// Nothing now: a daemon serves, and is to be found again whatever has become of the rest.
+    Nothing,
+}
+
+/// A configuration that can be used, and what stands in its way later.
+#[derive(Debug)]
+pub struct Loaded {
+    pub settings: Settings,
+    pub warnings: Vec<Fault>,
 }
 
 impl Sources {
@@ -48,18 +57,20 @@ impl Sources {
     /// # Errors
     ///
     /// Everything that is wrong.
-    pub fn load(&self, binary: impl FnOnce(&Settings) -> Binary) -> Result<Settings, Vec<Fault>> {
+    pub fn load(&self, needed: impl FnOnce(&Settings) -> Needed) -> Result<Loaded, Vec<Fault>> {
         let mut faults = Faults::of(self.config.as_deref());
         let complete = self.draft(&mut faults).and_then(|draft| complete::complete(draft, &mut faults));
-        if let Some(complete) = &complete {
-            paths::check(complete, &mut faults);
-            if binary(&complete.settings) == Binary::Needed {
-                paths::check_binary(&complete.settings, &mut faults);
-            }
+        let Some(complete) = complete else { return Err(faults.into_list()) };
+        let needed = needed(&complete.settings);
+        let of_the_file = faults.take();
+        paths::check(&complete, &mut faults);
+        if needed == Needed::Everything {
+            paths::check_binary(&complete.settings, &mut faults);
         }
-        match complete {
-            Some(Complete { settings, .. }) if faults.is_empty() => Ok(settings),
-            _ => Err(faults.into_list()),
+        let of_the_machine = faults.take();
+        match (of_the_file.is_empty(), of_the_machine.is_empty() || needed == Needed::Nothing) {
+            (true, true) => Ok(Loaded { settings: complete.settings, warnings: of_the_machine }),
+            _ => Err(faults::in_order(of_the_file.into_iter().chain(of_the_machine).collect())),
         }
     }
 
@@ -69,7 +80,8 @@ impl Sources {
     ///
     /// [`Error::Invalid`] says everything that is wrong.
     pub fn reload(&self) -> handoff::Result<Settings> {
-        self.load(|_| Binary::Needed).map_err(|faults| {
+        let loaded = self.load(|_| Needed::Everything);
+        loaded.map(|loaded| loaded.settings).map_err(|faults| {
             let faults: Vec<String> = faults.iter().map(Fault::to_string).collect();
             Error::Invalid { detail: format!("unable to {}", faults.join("; unable to ")) }
         })

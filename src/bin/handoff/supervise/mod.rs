@@ -7,19 +7,22 @@ mod show;
 mod source;
 mod start;
 
-use std::path::PathBuf;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 
 use clap::ValueHint;
 use handoff::listen::Listen;
-use handoff::supervise::Settings;
+use handoff::supervise::{self, Ended, Own, Settings};
+use handoff::sys::end;
 use serde::Serialize;
 
 use crate::exit::{self, Exit};
-use crate::{logging, out};
+use crate::{link, logging, out};
 
 use faults::Fault;
 pub use load::is_supervisor;
-use load::{Binary, Flags, Sources};
+use load::{Flags, Loaded, Needed, Sources};
 use show::Effective;
 use start::Start;
 
@@ -78,9 +81,13 @@ pub struct Args {
     #[arg(long)]
     ignore_record: bool,
 
-    /// The daemon's program and its arguments; a name without a slash is looked up in PATH
-    #[arg(value_name = "PROG", trailing_var_arg = true, allow_hyphen_values = true, value_hint = ValueHint::CommandWithArguments, required_unless_present = "config")]
-    words: Vec<String>,
+    /// The daemon's program, instead of binary and args; a name without a slash is looked up in PATH
+    #[arg(value_name = "PROG", value_hint = ValueHint::CommandName, required_unless_present = "config")]
+    program: Option<String>,
+
+    /// Its arguments
+    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true, value_hint = ValueHint::AnyPath)]
+    args: Vec<String>,
 }
 
 const EXAMPLES: &str = "
@@ -97,15 +104,27 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         return self::check(&sources, json);
     }
     logging::to_stderr("supervise");
-    // A supervisor that comes back must find its daemon, also while a deploy is about to replace the file.
-    let loaded = sources.load(|settings| match Start::of(settings).needs_configured() {
-        true => Binary::Needed,
-        false => Binary::NotNeeded,
-    });
-    match loaded {
-        Ok(settings) => supervise(settings, sources),
+    // A supervisor that comes back must find its daemon, also where a disk is full or a deploy is about to replace the program.
+    match sources.load(|settings| Start::of(settings).needs()) {
+        Ok(Loaded { settings, warnings }) => {
+            for warning in warnings {
+                out::say("supervise", "warning", &format!("unable to {warning}"));
+            }
+            supervise(settings, sources)
+        }
         Err(faults) => Ok(refuse(&faults)),
     }
+}
+
+/// Reads and checks a configuration alone.
+///
+/// # Errors
+///
+/// Everything that is wrong, each a phrase that reads after "unable to".
+pub fn read(config: &Path) -> Result<Settings, Vec<String>> {
+    let sources = Sources { config: Some(config.to_owned()), flags: Flags::default() };
+    let loaded = sources.load(|_| Needed::Everything).map(|loaded| loaded.settings);
+    loaded.map_err(|faults| faults.iter().map(Fault::to_string).collect())
 }
 
 fn sources(args: Args) -> Sources {
@@ -119,7 +138,7 @@ fn sources(args: Args) -> Sources {
             listen: args.listen,
             ready_fd: args.ready_fd,
             ignore_record: args.ignore_record,
-            words: args.words,
+            words: args.program.into_iter().chain(args.args).collect(),
         },
     }
 }
@@ -142,8 +161,8 @@ struct Checked<'a> {
 
 fn check(sources: &Sources, json: bool) -> anyhow::Result<Exit> {
     logging::quietly("supervise");
-    match sources.load(|_| Binary::Needed) {
-        Ok(settings) => {
+    match sources.load(|_| Needed::Everything) {
+        Ok(Loaded { settings, .. }) => {
             let (configuration, start) = (Effective::from(&settings), Start::of(&settings));
             let _ = if json {
                 let (configuration, start) = (Some(configuration), Some(start));
@@ -163,6 +182,33 @@ fn check(sources: &Sources, json: bool) -> anyhow::Result<Exit> {
 }
 
 fn supervise(settings: Settings, sources: Sources) -> anyhow::Result<Exit> {
-    let _ = (settings, sources.reload());
-    anyhow::bail!("the engine is not there yet")
+    let program = link::own_program()?;
+    let say = |level: &str, text: &str| out::say("supervise", level, text);
+    let own = Own::new(env!("CARGO_PKG_VERSION"), program, move || sources.reload(), say);
+    let ended = supervise::run(settings, own).map_err(|e| exit::attempt(e, "supervise the daemon"))?;
+    Ok(match ended {
+        Ended::Stopped => Exit::Done,
+        Ended::Followed(Some(status)) => follow(status),
+        Ended::Followed(None) => {
+            out::say(
+                "supervise",
+                "fatal",
+                "the daemon is gone; it was started by another supervisor, so that how it ended is not known",
+            );
+            Exit::NothingServing
+        }
+        Ended::Blocked(who) => {
+            out::say("supervise", "fatal", &format!("unable to start the daemon: {who}"));
+            Exit::Refused
+        }
+    })
+}
+
+/// Ends as the daemon did, so that the policies of a service manager apply to it.
+fn follow(status: ExitStatus) -> ! {
+    if let Some(signal) = status.signal() {
+        end::die_of_number(signal);
+    }
+    // One of the signals that have no name here: as a shell has it.
+    std::process::exit(status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1))
 }

@@ -14,25 +14,27 @@ use super::faults::Faults;
 /// Checks all but the program.
 pub fn check(complete: &Complete, faults: &mut Faults) {
     let settings = &complete.settings;
-    for (key, path) in [("control_socket", &settings.control), ("trigger_socket", &settings.trigger)] {
-        check_all(faults, key, &[socket_directory(path)]);
+    note(faults, "control_socket", socket_directory(&settings.control));
+    // By default it is beside the other.
+    if faults.is_set("trigger_socket") {
+        note(faults, "trigger_socket", socket_directory(&settings.trigger));
     }
-    check_all(faults, "data_dir", &[data_dir(&settings.data_dir)]);
+    note(faults, "data_dir", data_dir(&settings.data_dir));
     let journal_is_beside = settings.journal.parent() == Some(&settings.data_dir);
     if !journal_is_beside || settings.data_dir.is_dir() {
-        check_all(faults, "journal", &[file_to_write(&settings.journal)]);
+        note(faults, "journal", file_to_write(&settings.journal));
     }
     if let Some(path) = &settings.metrics_file {
-        check_all(faults, "metrics_file", &[file_to_replace(path)]);
+        note(faults, "metrics_file", file_to_replace(path));
     }
     if let Some(path) = &settings.directory {
-        check_all(faults, "directory", &[directory(path)]);
+        note(faults, "directory", directory(path));
     }
     if settings.health.is_some() {
-        check_all(faults, "health", &[shell()]);
+        note(faults, "health", shell());
     }
     if matches!(settings.readiness.by, ReadyBy::Command(_)) {
-        check_all(faults, "readiness.command", &[shell()]);
+        note(faults, "readiness.command", shell());
     }
     for (key, listen) in complete.listener_keys.iter().zip(&settings.listeners) {
         listen.sockets.iter().for_each(|spec| listener(key, spec, faults));
@@ -48,8 +50,8 @@ pub fn check_binary(settings: &Settings, faults: &mut Faults) {
 
 type Found = Result<(), String>;
 
-fn check_all(faults: &mut Faults, key: &str, found: &[Found]) {
-    for text in found.iter().filter_map(|found| found.as_ref().err()) {
+fn note(faults: &mut Faults, key: &str, found: Found) {
+    if let Err(text) = found {
         faults.add(key, text);
     }
 }
@@ -117,7 +119,7 @@ fn shell() -> Found {
 fn listener(prefix: &str, spec: &Spec, faults: &mut Faults) {
     let key = |name: &str| format!("{prefix}.{name}");
     if let Address::Path { path, .. } = &spec.address {
-        check_all(faults, &key("addr"), &[writable_directory(parent(path))]);
+        note(faults, &key("addr"), writable_directory(parent(path)));
     }
     if let Some(Err(e)) = spec.owner.as_deref().map(listen::user_number) {
         faults.add(&key("owner"), e.to_string());

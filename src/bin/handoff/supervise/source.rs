@@ -205,7 +205,8 @@ impl<'a> Section<'a> {
         }
         if seconds > LONGEST.as_secs_f64() {
             let most = LONGEST.as_secs();
-            self.fault(key, format!("expected at most {most} seconds, which is ten years, not {seconds}"));
+            let found = self.table.get(key).map_or(String::new(), |value| shown(value.get_ref()));
+            self.fault(key, format!("expected at most {most} seconds, which is ten years, not {found}"));
             return None;
         }
         if seconds < 0.0 {

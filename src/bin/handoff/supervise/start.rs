@@ -11,6 +11,7 @@ use handoff::supervise::Settings;
 use handoff::sys::spawn;
 use serde::Serialize;
 
+use super::load::Needed;
 use crate::out;
 
 /// How long a daemon may take to say that it serves.
@@ -62,7 +63,6 @@ impl Start {
 
     fn recorded(settings: &Settings, record: &OwnerRecord) -> Self {
         let Program { binary, args, directory, .. } = boot_program(record);
-        let binary = PathBuf::from(binary);
         if let Err(e) = spawn::Program::open(&binary) {
             return Self::configured(settings, format!("the owner record's program is gone: {e}"));
         }
@@ -73,12 +73,16 @@ impl Start {
                 "generation {generation} in the owner record is on trial, so that the one before it counts"
             ),
         };
-        Self::Record { binary, args, directory: directory.map(PathBuf::from), why }
+        Self::Record { binary, args, directory, why }
     }
 
-    /// Whether the program that is configured would be run.
-    pub fn needs_configured(&self) -> bool {
-        matches!(self, Self::Configuration { .. } | Self::Unknown { .. })
+    /// What a start needs of this machine.
+    pub fn needs(&self) -> Needed {
+        match self {
+            Self::Serving { .. } => Needed::Nothing,
+            Self::Record { .. } => Needed::NoProgram,
+            Self::Configuration { .. } | Self::Unknown { .. } => Needed::Everything,
+        }
     }
 
     /// Returns it as comments of a configuration.

@@ -203,7 +203,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         },
         Role::Successor(successor) => match take_over(&args, program, successor) {
             Ok(running) => running,
-            Err(e) => return Ok(exit::fatal_as("wrap", &e, undone(&e))),
+            Err(e) => return Ok(fail_undone(&e)),
         },
     };
     serve(&args, &keeper, incumbent)
@@ -211,6 +211,11 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
 
 /// What serving takes: the daemon's keeper, and its part in handoffs.
 type Running = (Arc<Keeper>, Incumbent);
+
+fn fail_undone(e: &anyhow::Error) -> Exit {
+    // One that was said already is not said again.
+    e.downcast_ref::<Exit>().copied().unwrap_or_else(|| exit::fatal_as("wrap", e, undone(e)))
+}
 
 fn undone(e: &anyhow::Error) -> Exit {
     match e.downcast_ref() {
@@ -313,10 +318,13 @@ fn begin(args: &Args, keeper: &Arc<Keeper>, successor: HandshookSuccessor) -> an
         keeper.pass_lock(lock.try_clone_fd()?);
         keeper.watch(Signals::catch().context("catch signals")?)?;
         if let Err(e) = keeper.start(&mut || begun.check()) {
-            if !matches!(e, Error::Aborted { .. }) {
-                begun.give_up(e.to_string());
-            }
-            return Err(e).context("start the daemon");
+            let why = e.to_string();
+            let e = anyhow::Error::from(e).context("start the daemon");
+            let exit = undone(&e);
+            // Said first: when the incumbent hears of it, this process has no time left.
+            let exit = exit::fatal_as("wrap", &e, exit);
+            begun.give_up(why);
+            return Err(exit.into());
         }
     }
     let readiness = ReadinessSnapshot {
