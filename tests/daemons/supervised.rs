@@ -67,17 +67,20 @@ fn a_supervised_server_is_swapped_and_survives_what_is_killed(server: &'static S
     service.wrapped.expect_serving("v5");
     service.wrapped.expect_clean();
 
-    // The server itself, and then what wraps it: started again by the supervisor, which holds the socket meanwhile.
+    // The server itself: started again by the supervisor, which holds the socket meanwhile.
     service.load();
+    let wrap = service.wrap();
     kill(service.main());
-    service.wrapped.expect_served();
+    service.wrapped.until("another one", || service.wrapped.wraps().first().is_some_and(|now| *now != wrap));
     service.wrapped.expect_serving("v5");
-    kill(service.wrap());
     service.wrapped.expect_served();
-    service.wrapped.expect_serving("v5");
     assert_eq!(service.trigger("v6", false), 0, "{}", service.wrapped.log());
     service.wrapped.expect_serving("v6");
+    service.wrapped.until("nobody else to be left", || service.strays().is_empty());
     assert_eq!(service.pid(), pid);
+
+    // What wraps it: the server is nobody's then, and serves on.
+    kill(service.wrap());
     service.wrapped.expect_nothing_lost();
 }
 
@@ -142,6 +145,26 @@ impl Service {
             String::from_utf8(output.stdout).ok()?
         };
         said.trim().parse().ok()
+    }
+
+    /// Returns the processes of the server that are not below the one that wraps it.
+    fn strays(&self) -> Vec<u32> {
+        let program = self.wrapped.site.server.program.as_bytes();
+        let mut running = self.wrapped.site.running();
+        running.retain(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let is_servers =
+                !line.starts_with(b"handoff") && line.windows(program.len()).any(|part| part == program);
+            is_servers && !self.is_below_wrap(*pid)
+        });
+        running
+    }
+
+    fn is_below_wrap(&self, pid: u32) -> bool {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let parent =
+            status.lines().find_map(|line| line.strip_prefix("PPid:")).map(|pid| pid.trim().parse().unwrap());
+        parent.is_none_or(|parent| parent > 1 && (parent == self.wrap() || self.is_below_wrap(parent)))
     }
 
     #[track_caller]
