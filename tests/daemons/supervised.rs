@@ -33,6 +33,7 @@ fn nginx_under_s6() {
 }
 
 #[test]
+#[ignore = "takes longer, and tells what the other three do"]
 fn gunicorn_under_runit() {
     a_supervised_server_is_swapped_and_survives_what_is_killed(&gunicorn::SERVER, RUNIT);
 }

@@ -71,7 +71,7 @@ impl Wrapped {
         self.expect_served();
     }
 
-    /// Swaps to a good release, and back to none that is worse.
+    /// Swaps to a good release.
     #[track_caller]
     pub fn swap(&self, label: &str) {
         let swapped = self.swap_to(&self.site.release(label, false), None, &[]);
