@@ -12,7 +12,8 @@
 //! Then the bad releases, one after another: a program that exits at once, one that never gets ready, a wrong configuration, and one that
 //! serves and then dies, within the trial of `handoff swap --bake`, or just after the replacement where there is no trial. `serves` says
 //! that clients are answered three seconds later, without that anybody does anything.
-#![allow(clippy::unwrap_used)]
+// What the tests have is not all used here.
+#![allow(dead_code, clippy::unwrap_used)]
 
 #[path = "../../tests/common/mod.rs"]
 mod common;

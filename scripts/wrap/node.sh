@@ -8,7 +8,10 @@
 # The program gets the descriptor as its first argument. What to have in it:
 #
 #     server.listen({ fd: Number(process.argv[2]) });
-#     process.on('SIGTERM', () => server.close());      Node's own answer to TERM is to die with requests in flight
+#     process.on('SIGTERM', () => { server.close(); server.closeIdleConnections(); });
+#
+# Node's own answer to TERM is to die with requests in flight. With this it answers them. What is idle is closed at once, and a request
+# that is on its way there meets a reset: clients that keep a connection have to try again then.
 #
 # --check reads the program's syntax, while the one before still serves.
 set -eu

@@ -126,12 +126,14 @@ struct Shared {
 impl Load {
     /// Starts the clients.
     pub fn start(plan: Plan) -> Self {
+        static LOADS: AtomicU64 = AtomicU64::new(0);
+        let load = LOADS.fetch_add(1, Ordering::Relaxed);
         let clients = plan.fresh + plan.kept;
         let answered = (0..clients).map(|_| AtomicU64::new(0)).collect();
         let shared = Arc::new(Shared { plan, stop: AtomicBool::new(false), answered });
         let spawn = |number| {
             let client =
-                Client { number, shared: Arc::clone(&shared), ledger: Ledger::default(), kept: None };
+                Client { load, number, shared: Arc::clone(&shared), ledger: Ledger::default(), kept: None };
             std::thread::spawn(move || client.run())
         };
         let clients = (0..clients).map(spawn).collect();
@@ -172,6 +174,7 @@ impl Drop for Load {
 }
 
 struct Client {
+    load: u64,
     number: usize,
     shared: Arc<Shared>,
     ledger: Ledger,
@@ -194,7 +197,7 @@ impl Client {
         let began = Instant::now();
         let kept = self.take_kept();
         let reused = kept.is_some();
-        let id = format!("{}-{request}", self.number);
+        let id = format!("{}-{}-{request}", self.load, self.number);
         match self.answer(kept, &id) {
             Ok(()) => {
                 self.ledger.counts.answered += 1;

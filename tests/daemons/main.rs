@@ -12,6 +12,7 @@ mod common;
 mod load;
 mod servers;
 mod site;
+mod supervised;
 mod wrapped;
 
 use site::{Fault, Server};

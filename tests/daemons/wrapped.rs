@@ -40,13 +40,19 @@ impl Wrapped {
     /// Starts the first version.
     pub fn start_idle(server: &'static Server) -> Option<Self> {
         let site = Site::new(server)?;
-        let args = site.release("v1", false);
-        let mut command = Command::new(script(server));
-        command.args(args);
-        at_home(&site, &mut command, None);
-        let this = Self { first: command.spawn().unwrap(), site, load: None };
+        let this = Self::started_by(site, |site| {
+            let mut command = Command::new(script(site.server));
+            command.args(site.release("v1", false));
+            at_home(site, &mut command, None);
+            command.spawn().unwrap()
+        });
         this.expect_serving("v1");
         Some(this)
+    }
+
+    /// Starts something that starts the first version.
+    pub fn started_by(site: Site, start: impl Fn(&Site) -> Child) -> Self {
+        Self { first: start(&site), site, load: None }
     }
 
     /// A plan to be completed.
@@ -65,7 +71,7 @@ impl Wrapped {
         self.expect_served();
     }
 
-    /// Swaps to a good release, and back to none that is worse.
+    /// Swaps to a good release.
     #[track_caller]
     pub fn swap(&self, label: &str) {
         let swapped = self.swap_to(&self.site.release(label, false), None, &[]);
@@ -188,11 +194,11 @@ impl Swapping {
     }
 }
 
-fn script(server: &Server) -> std::path::PathBuf {
+pub fn script(server: &Server) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("scripts/wrap/{}.sh", server.name))
 }
 
-fn at_home(site: &Site, command: &mut Command, fault: Option<Fault>) {
+pub fn at_home(site: &Site, command: &mut Command, fault: Option<Fault>) {
     let log = OpenOptions::new().create(true).append(true).open(site.path("log")).unwrap();
     site.at_home(command, fault);
     command.env("LISTEN", site.addr.to_string()).stdout(log.try_clone().unwrap()).stderr(log);

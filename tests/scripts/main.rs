@@ -18,7 +18,7 @@ fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts")
 }
 
-const SHELL_SCRIPTS: [&str; 14] = [
+const SHELL_SCRIPTS: [&str; 21] = [
     "deploy.sh",
     "deploy-checked.sh",
     "runit/kvd/run",
@@ -33,6 +33,13 @@ const SHELL_SCRIPTS: [&str; 14] = [
     "s6/kvd-chain/run",
     "s6/kvd-chain/log/run",
     "test",
+    "wrap/gunicorn.sh",
+    "wrap/haproxy.sh",
+    "wrap/nginx.sh",
+    "wrap/node.sh",
+    "wrap/python.sh",
+    "wrap/sd_listen.sh",
+    "wrap/uvicorn.sh",
 ];
 
 fn run(program: &str, args: &[&str], script: &Path) -> Output {

@@ -35,6 +35,8 @@ const server = http.createServer((request, response) => {
 process.on('SIGTERM', () => {
   stopping = true;
   server.close();
+  // Before version 19 it does not do that itself.
+  server.closeIdleConnections();
 });
 
 const { PORT } = process.env;
