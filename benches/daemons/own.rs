@@ -137,7 +137,11 @@ impl Own {
             }
         }
         self.look.set(LOOK);
-        self.until(LOOK_IN_VAIN, || self.site.version().is_some())
+        let serves = self.until(LOOK_IN_VAIN, || self.site.version().is_some());
+        if !serves {
+            eprintln!("{}, {label}: {:?}: {}", self.site.server.name, self.site.running(), self.log());
+        }
+        serves
     }
 
     /// Starts what is known to be good where nobody serves any more, as a person would.
@@ -150,6 +154,8 @@ impl Own {
         self.point_at("v1");
         self.launch();
         assert!(self.comes("v1"), "{}: {}", self.site.server.name, self.log());
+        // One worker answers, and another may still read what is pointed at: nobody deploys in the same second.
+        std::thread::sleep(Duration::from_secs(2));
     }
 
     /// Starts it, in the background.

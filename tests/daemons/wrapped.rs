@@ -20,6 +20,7 @@ pub struct Wrapped {
 
 /// How a swap ended.
 #[derive(Debug)]
+#[allow(dead_code, reason = "what was said is shown when a test fails")]
 pub struct Swapped {
     pub code: i32,
     pub said: String,
@@ -86,6 +87,7 @@ impl Wrapped {
     }
 
     /// Swaps to what has a fault, or a wrong configuration; returns whether clients are answered then.
+    #[allow(dead_code, reason = "for the benchmark")]
     pub fn survives(&self, label: &str, fault: Option<Fault>) -> bool {
         let args = self.site.release(label, fault.is_none());
         if fault == Some(Fault::Dies) {
