@@ -61,6 +61,9 @@ _handoff() {
             handoff,trigger)
                 cmd="handoff__subcmd__trigger"
                 ;;
+            handoff,wrap)
+                cmd="handoff__subcmd__wrap"
+                ;;
             handoff__subcmd__journal,begin)
                 cmd="handoff__subcmd__journal__subcmd__begin"
                 ;;
@@ -89,7 +92,7 @@ _handoff() {
 
     case "${cmd}" in
         handoff)
-            opts="-h -V --verbose --help --version demo swap supervise trigger status doctor commit abort hold-fds lock drain seal exec-successor journal kvd"
+            opts="-h -V --verbose --help --version demo swap supervise trigger status doctor commit abort hold-fds lock drain seal exec-successor journal wrap kvd"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1430,6 +1433,140 @@ _handoff() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        handoff__subcmd__wrap)
+            opts="-h --control --data-dir --listen --fd --no-listen-fds --stdin --env --drain --drain-cmd --ready --ready-timeout --check --health --health-interval --overlap --take-over --stop-grace --version-label --ready-fd --verbose --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --control)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --data-dir)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --listen)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --fd)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --stdin)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --env)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --drain)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --drain-cmd)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --ready)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --ready-timeout)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --check)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --health)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --health-interval)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --stop-grace)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --version-label)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --ready-fd)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
     esac
 }
 
@@ -1462,6 +1599,7 @@ _handoff_takes_value() {
         'journal timeline,--journal' | 'journal timeline,--svg' | 'journal timeline,--trace') return 0 ;;
         'journal resume,--journal' | 'journal resume,--control' | 'journal resume,--wait') return 0 ;;
         'journal repair,--journal') return 0 ;;
+        'wrap,--control' | 'wrap,--data-dir' | 'wrap,--listen' | 'wrap,--fd' | 'wrap,--stdin' | 'wrap,--env' | 'wrap,--drain' | 'wrap,--drain-cmd' | 'wrap,--ready' | 'wrap,--ready-timeout' | 'wrap,--check' | 'wrap,--health' | 'wrap,--health-interval' | 'wrap,--stop-grace' | 'wrap,--version-label' | 'wrap,--ready-fd') return 0 ;;
         'kvd,--listen' | 'kvd,--data-dir' | 'kvd,--control' | 'kvd,--name' | 'kvd,--shards' | 'kvd,--max-clients' | 'kvd,--max-memory' | 'kvd,--version-label' | 'kvd,--compact-from' | 'kvd,--fail') return 0 ;;
         *) REPLY=; return 1 ;;
     esac
@@ -1470,8 +1608,8 @@ _handoff_takes_value() {
 # What the command's ($1) operand of this number ($2) is: a command, a program, a directory, a file, or something else.
 _handoff_operand() {
     case "$1,$2" in
-        ',demo' | ',swap' | ',supervise' | ',trigger' | ',status' | ',doctor' | ',commit' | ',abort' | ',hold-fds' | ',lock' | ',drain' | ',seal' | ',exec-successor' | ',journal' | ',kvd' | 'journal,begin' | 'journal,record' | 'journal,show' | 'journal,current' | 'journal,timeline' | 'journal,resume' | 'journal,repair') REPLY=command ;;
-        'swap,0' | 'supervise,0' | 'trigger,0' | 'status,0' | 'commit,0' | 'abort,0' | 'hold-fds,0' | 'lock,1' | 'drain,0' | 'seal,0' | 'exec-successor,0' | 'journal begin,0' | 'journal record,0') REPLY=program ;;
+        ',demo' | ',swap' | ',supervise' | ',trigger' | ',status' | ',doctor' | ',commit' | ',abort' | ',hold-fds' | ',lock' | ',drain' | ',seal' | ',exec-successor' | ',journal' | ',wrap' | ',kvd' | 'journal,begin' | 'journal,record' | 'journal,show' | 'journal,current' | 'journal,timeline' | 'journal,resume' | 'journal,repair') REPLY=command ;;
+        'swap,0' | 'supervise,0' | 'trigger,0' | 'status,0' | 'commit,0' | 'abort,0' | 'hold-fds,0' | 'lock,1' | 'drain,0' | 'seal,0' | 'exec-successor,0' | 'journal begin,0' | 'journal record,0' | 'wrap,0') REPLY=program ;;
         'lock,0') REPLY=directory ;;
         'swap,1' | 'supervise,1' | 'trigger,1' | 'journal repair,0') REPLY=file ;;
         *) REPLY=; return 1 ;;

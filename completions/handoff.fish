@@ -41,6 +41,7 @@ complete -c handoff -n "__fish_handoff_needs_command" -f -a "drain" -d 'Take the
 complete -c handoff -n "__fish_handoff_needs_command" -f -a "seal" -d 'Seal a daemon that is drained, on an inherited lease: its data is final, and its lock free'
 complete -c handoff -n "__fish_handoff_needs_command" -f -a "exec-successor" -d 'Become the daemon\'s new program, or start it'
 complete -c handoff -n "__fish_handoff_needs_command" -f -a "journal" -d 'Begin and keep the journal, and ask it what happened, what is current and where the time went'
+complete -c handoff -n "__fish_handoff_needs_command" -f -a "wrap" -d 'Run a daemon that knows nothing of handoff, and let it take part in swaps'
 complete -c handoff -n "__fish_handoff_needs_command" -f -a "kvd" -d 'Run a small key-value store that redis-cli can talk to, and that can be handed over while it serves'
 complete -c handoff -n "__fish_handoff_using_subcommand demo" -l seconds -d 'Take about so long' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand demo" -l clients -d 'Make requests from so many clients, each with a connection for each request' -r -f
@@ -248,6 +249,27 @@ complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from repair" -l journal -d 'Repair this journal' -r -F
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from repair" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
 complete -c handoff -n "__fish_handoff_using_subcommand journal; and __fish_seen_subcommand_from repair" -s h -l help -d 'Print help'
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l control -d 'Answer drivers on this Unix socket [default: control in the data directory]' -r -F
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l data-dir -d 'The directory that the daemon writes to, where the lock and the owner record are; with --overlap, one for this command alone' -r -f -a "(__fish_complete_directories)"
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l listen -d 'Bind a socket and call it NAME, unless it is inherited; may be given several times' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l fd -d 'Put a socket at this descriptor' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l stdin -d 'Make a socket the daemon\'s standard input' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l env -d 'Set a variable for the daemon; may be given several times' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l drain -d 'Ask the daemon to end by these signals, with times to wait in between: QUIT,5s,TERM. With KILL at the end, what is left is killed' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l drain-cmd -d 'Ask the daemon to end by this command, for sh -c, which has its pid in HANDOFF_PID' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l ready -d 'What must hold before the daemon serves; may be given several times [default: tcp and unix, for the listeners there are]' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l ready-timeout -d 'How long the daemon may take to be ready' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l check -d 'Before the incumbent drains, run this command, for sh -c, with the daemon\'s sockets and variables; it must succeed' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l health -d 'While it serves on trial, probe the daemon so again and again; a failure undoes the trial' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l health-interval -d 'Between two probes of --health, and how long one may take' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l stop-grace -d 'How long the daemon has to end when this command is asked to stop, before it is killed' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l version-label -d 'Call this build so in handoffs [default: the daemon\'s build id]' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l ready-fd -d 'Write a newline to this descriptor and close it when the daemon serves, as s6 expects' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l no-listen-fds -d 'Do not tell the daemon of its sockets by LISTEN_FDS'
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l overlap -d 'Start the daemon before the incumbent\'s drains: for daemons without data of their own'
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l take-over -d 'Where a daemon has the lock whose own wrap was killed, end it as --drain says, and start'
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l verbose -d 'Say what goes on, on standard error; RUST_LOG chooses more finely'
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l listen -d 'Listen on this address' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l data-dir -d 'Keep the data in this directory' -r -f -a "(__fish_complete_directories)"
 complete -c handoff -n "__fish_handoff_using_subcommand kvd" -l control -d 'Answer drivers on this Unix socket [default: control in the data directory]' -r -F
@@ -304,6 +326,8 @@ function __handoff_takes_value
             return 0
         case 'journal repair,--journal'
             return 0
+        case 'wrap,--control' 'wrap,--data-dir' 'wrap,--listen' 'wrap,--fd' 'wrap,--stdin' 'wrap,--env' 'wrap,--drain' 'wrap,--drain-cmd' 'wrap,--ready' 'wrap,--ready-timeout' 'wrap,--check' 'wrap,--health' 'wrap,--health-interval' 'wrap,--stop-grace' 'wrap,--version-label' 'wrap,--ready-fd'
+            return 0
         case 'kvd,--listen' 'kvd,--data-dir' 'kvd,--control' 'kvd,--name' 'kvd,--shards' 'kvd,--max-clients' 'kvd,--max-memory' 'kvd,--version-label' 'kvd,--compact-from' 'kvd,--fail'
             return 0
         case '*'
@@ -314,9 +338,9 @@ end
 # What the command's (1) operand of this number (2) is: a command, a program, a directory, a file, or something else.
 function __handoff_operand
     switch "$argv[1],$argv[2]"
-        case ',demo' ',swap' ',supervise' ',trigger' ',status' ',doctor' ',commit' ',abort' ',hold-fds' ',lock' ',drain' ',seal' ',exec-successor' ',journal' ',kvd' 'journal,begin' 'journal,record' 'journal,show' 'journal,current' 'journal,timeline' 'journal,resume' 'journal,repair'
+        case ',demo' ',swap' ',supervise' ',trigger' ',status' ',doctor' ',commit' ',abort' ',hold-fds' ',lock' ',drain' ',seal' ',exec-successor' ',journal' ',wrap' ',kvd' 'journal,begin' 'journal,record' 'journal,show' 'journal,current' 'journal,timeline' 'journal,resume' 'journal,repair'
             echo command
-        case 'swap,0' 'supervise,0' 'trigger,0' 'status,0' 'commit,0' 'abort,0' 'hold-fds,0' 'lock,1' 'drain,0' 'seal,0' 'exec-successor,0' 'journal begin,0' 'journal record,0'
+        case 'swap,0' 'supervise,0' 'trigger,0' 'status,0' 'commit,0' 'abort,0' 'hold-fds,0' 'lock,1' 'drain,0' 'seal,0' 'exec-successor,0' 'journal begin,0' 'journal record,0' 'wrap,0'
             echo program
         case 'lock,0'
             echo directory
