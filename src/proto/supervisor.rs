@@ -326,6 +326,8 @@ impl Machine {
             (Found::Busy, _) => {
                 let mut actions = self.stop_watching();
                 self.watch = Watch::On;
+                // There is a daemon, and one of the two serves when that is over, which may be the end of a long trial.
+                actions.extend(self.first_ready());
                 actions.push(Arm(Timer::Look));
                 self.go(P::Watching, actions)
             }
@@ -382,16 +384,18 @@ impl Machine {
 
     /// Somebody serves: what was asked for is next.
     fn serve(&mut self, mut actions: Vec<Action>) -> Vec<Action> {
-        if !self.told_ready {
-            self.told_ready = true;
-            actions.push(Tell(Word::Ready));
-        }
+        actions.extend(self.first_ready());
         if std::mem::take(&mut self.told_reloading) {
             actions.push(Tell(Word::Reloaded));
         }
         self.phase = P::Serving;
         actions.extend(self.next());
         actions
+    }
+
+    fn first_ready(&mut self) -> Option<Action> {
+        let is_first = !std::mem::replace(&mut self.told_ready, true);
+        is_first.then_some(Tell(Word::Ready))
     }
 
     fn next(&mut self) -> Vec<Action> {

@@ -1028,7 +1028,9 @@ impl Engine {
     }
 
     fn is_slow(&self) -> bool {
-        matches!(self.machine.phase, Phase::Stopping | Phase::Ending | Phase::Swapping | Phase::Starting)
+        let is_at_work =
+            matches!(self.machine.phase, Phase::Stopping | Phase::Ending | Phase::Swapping | Phase::Starting);
+        is_at_work || !self.machine.told_ready
     }
 
     /// A service manager that waits for a stop or a start would lose patience.

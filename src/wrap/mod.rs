@@ -265,6 +265,11 @@ impl Keeper {
         self.helpers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Wakes whoever waits: a probe has found something.
+    pub(self) fn wake(&self) {
+        self.waiter.ring();
+    }
+
     pub(self) fn is_alone(&self) -> bool {
         !self.beside.load(Ordering::Relaxed)
     }
@@ -374,6 +379,7 @@ impl Keeper {
 
     fn wait_ready(&self, probes: &Probes, go_on: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let deadline = poll::after(self.settings.ready_timeout);
+        let (mut living, mut looked) = (self.look()?, Instant::now());
         while !probes.hold() {
             go_on()?;
             if self.was_asked_to_end() {
@@ -381,7 +387,6 @@ impl Keeper {
                     reason: "this process was asked to end before the daemon was ready".to_owned(),
                 });
             }
-            let living = self.look()?;
             if living.is_empty() || self.has_failed() {
                 return Err(Error::Refused {
                     reason: format!("the daemon ended before it was ready: {}", self.how_it_ended()),
@@ -393,7 +398,10 @@ impl Keeper {
                     waiting_for: format!("the daemon to be ready within {length} s ({})", probes.missing()),
                 });
             }
-            self.wait_for(&living, Instant::now() + LOOK)?;
+            // All processes are gone through only where one has ended, or could have come: it takes time, and this is the gap.
+            if self.wait_for(&living, Instant::now() + LOOK)? || looked.elapsed() > LOOK_MAX {
+                (living, looked) = (self.look()?, Instant::now());
+            }
         }
         Ok(())
     }
@@ -449,13 +457,15 @@ impl Keeper {
     }
 
     /// Waits until one of these processes has ended, or something was asked for, or the moment has come.
-    fn wait_for(&self, pids: &[u32], until: Instant) -> Result<()> {
+    /// Returns whether it was not only the moment.
+    fn wait_for(&self, pids: &[u32], until: Instant) -> Result<bool> {
         let pidfds: Vec<PidFd> = pids.iter().filter_map(|pid| PidFd::open(*pid).ok()).collect();
         let waker = [(self.waiter.as_fd(), Want::Read)].into_iter();
         let fds: Vec<_> = waker.chain(pidfds.iter().map(|pidfd| (pidfd.as_fd(), Want::Read))).collect();
-        poll::wait(&fds, Some(until)).map_err(|e| Error::io("wait for the daemon's processes", e))?;
+        let ready =
+            poll::wait(&fds, Some(until)).map_err(|e| Error::io("wait for the daemon's processes", e))?;
         self.waiter.clear();
-        Ok(())
+        Ok(ready.contains(&true) || pidfds.len() < pids.len())
     }
 
     /// Returns every process that is left, and every other one that has the lock.

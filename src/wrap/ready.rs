@@ -174,7 +174,10 @@ impl Probe {
                 (what, _) => attempt.make(what),
             };
             match found {
-                Ok(true) => return self.is(Found::Yes),
+                Ok(true) => {
+                    self.is(Found::Yes);
+                    return keeper.wake();
+                }
                 Ok(false) => {}
                 Err(e) => self.is(Found::Not(e.to_string())),
             }

@@ -13,6 +13,7 @@ each_manager! {
     a_daemon_that_is_killed_is_followed_by_one_on_the_same_sockets
     a_supervisor_and_a_daemon_that_are_killed_are_followed_by_others
     everything_that_is_killed_starts_as_after_a_reboot
+    a_supervisor_that_nobody_watches_any_more_makes_room_for_another
     #[ignore = "takes long"]
     a_supervisor_that_is_killed_at_twenty_moments_is_never_missed
     #[ignore = "takes long"]
@@ -56,6 +57,19 @@ fn a_supervisor_and_a_daemon_that_are_killed_at_twenty_moments_lose_nothing(tool
 
 fn everything_that_is_killed_at_twenty_moments_loses_nothing(tools: Tools) {
     kill_often(tools, Victim::Everything, MOMENTS.len());
+}
+
+/// The service manager's own process for the service is killed.
+fn a_supervisor_that_nobody_watches_any_more_makes_room_for_another(tools: Tools) {
+    let Some(mut service) = Service::start(tools, &Setup::default()) else { return };
+    let before = service.settle();
+    service.kill_watcher();
+    let after = service.settle_as("another supervisor", |settled| settled.supervisor != before.supervisor);
+    assert_eq!(after.daemon, before.daemon);
+    service.swap("v2", &[]).expect(0);
+    let last = service.settle_with("v2");
+    assert_eq!(last.supervisor, after.supervisor);
+    service.expect_clean();
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +126,7 @@ fn kill_often(tools: Tools, victim: Victim, moments: usize) {
     let setup = Setup {
         faults: &SLOW,
         // So long a successor that hangs is waited for whose incumbent is gone.
-        keys: "warm_up_secs = 3\ndeadline_secs = 10\n",
+        keys: "drain_grace_secs = 3\nwarm_up_secs = 3\ndeadline_secs = 5\n",
         // A daemon that is killed twenty times in a minute is no daemon that dies again and again.
         restart: "max = 1000\ndelay_secs = 0.01\n",
         ..Setup::default()

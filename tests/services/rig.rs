@@ -360,6 +360,20 @@ impl Service {
         }
     }
 
+    /// Kills who watches the service, and sees to it that somebody does again.
+    pub fn kill_watcher(&mut self) {
+        if self.tools.is_s6() {
+            let all = look::processes(self.dir());
+            let watches = |process: &&look::Process| process.words[..2] == ["s6-supervise", "kvd"];
+            kill(all.iter().find(watches).unwrap().pid);
+            return;
+        }
+        let mut manager = self.manager.take().unwrap();
+        manager.kill().unwrap();
+        manager.wait().unwrap();
+        self.manage();
+    }
+
     /// Kills everything, and takes away what a reboot takes away. The boot's id stays, which no test can change.
     pub fn lose_power(&mut self) {
         self.kill_all();

@@ -162,9 +162,14 @@ impl Rig {
         process::signal(self.supervisor.pid(), name);
     }
 
+    /// Returns all who live and were told of this directory: kvd by its name, the probe by its control path.
+    fn processes(&self) -> Vec<u32> {
+        [self.dir(), &self.control()].into_iter().flat_map(process::with_argument).collect()
+    }
+
     /// Returns the daemons that live.
     pub fn daemons(&self) -> Vec<u32> {
-        let mut pids = process::with_argument(self.dir());
+        let mut pids = self.processes();
         pids.retain(|pid| {
             *pid != self.supervisor.pid() && !self.before.iter().any(|other| other.pid() == *pid)
         });
@@ -220,7 +225,7 @@ impl Drop for Rig {
     /// Nothing outlives its test, whatever came of it.
     fn drop(&mut self) {
         self.supervisor.kill();
-        for pid in process::with_argument(self.dir()) {
+        for pid in self.processes() {
             process::signal(pid, "KILL");
         }
     }

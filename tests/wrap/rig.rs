@@ -66,9 +66,9 @@ pub fn handoff() -> Command {
     close_strays();
     let mut command = Command::new(HANDOFF);
     command.stdin(Stdio::null());
-    ["HANDOFF_CONTROL", "HANDOFF_DATA_DIR", "NOTIFY_SOCKET"].iter().for_each(|name| {
+    for name in ["HANDOFF_CONTROL", "HANDOFF_DATA_DIR", "NOTIFY_SOCKET"] {
         command.env_remove(name);
-    });
+    }
     command
 }
 
