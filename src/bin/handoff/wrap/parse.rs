@@ -161,7 +161,7 @@ mod tests {
             Step::Signal(Signal::SIGTERM),
         ];
         assert_eq!(sequence("QUIT,5s,SIGTERM").unwrap(), Sequence(expected));
-        for text in ["", "5s", "TERM,", "WHAT", "TERM,5"] {
+        for text in ["", "5s", "TERM,", "WHAT", "TERM,5x"] {
             assert!(sequence(text).is_err(), "{text}");
         }
     }
