@@ -1039,8 +1039,15 @@ impl<'a> Drive<'a> {
             return Err(Error::Invalid { detail: "there is no lease to offer".to_owned() });
         };
         let offer = self.offer_of(prepared, successor.tree.clone());
-        channel.send(&Message::Hello(own_hello("handoff driver", "")?), &[])?;
-        channel.send(&Message::Offer(offer), &[incumbent.as_fd()])
+        let hello = Message::Hello(own_hello("handoff driver", "")?);
+        let sent = channel
+            .send(&hello, &[])
+            .and_then(|()| channel.send(&Message::Offer(offer), &[incumbent.as_fd()]));
+        match sent {
+            // It has died already: the end of its channel says so, and its parent knows how.
+            Err(Error::Io { source, .. }) if is_gone(source.kind()) => Ok(()),
+            sent => sent,
+        }
     }
 
     fn offer_of(&self, prepared: &Prepared, tree: Tree) -> Offer {
@@ -1352,13 +1359,15 @@ fn fetch_stdio(incumbent: &mut Control, deadline: Instant) -> Result<Option<[Own
 /// EPIPE and the like from a daemon that said hello: it has just handed over, and whoever follows will answer.
 fn gone(e: Error) -> Error {
     match e {
-        Error::Io { source, .. }
-            if matches!(source.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) =>
-        {
+        Error::Io { source, .. } if is_gone(source.kind()) => {
             Error::PeerLost { waiting_for: "an answer".to_owned() }
         }
         e => e,
     }
+}
+
+fn is_gone(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
 }
 
 fn broken(detail: String) -> Input {
