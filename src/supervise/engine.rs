@@ -99,6 +99,8 @@ pub(super) struct Engine {
     ends: VecDeque<(u32, ExitStatus)>,
     /// How the daemon ended that died last, where that is known.
     lost: Option<ExitStatus>,
+    /// The daemon that died last, where it led a session that was made for it: what it left there is nobody else's.
+    left: Option<Daemon>,
     kept: Vec<Kept>,
     /// What the request that came last is, until it is known whether it may wait.
     asked: Option<Task>,
@@ -154,6 +156,7 @@ impl Engine {
             leaders: vec![],
             ends: VecDeque::new(),
             lost: None,
+            left: None,
             kept: vec![],
             asked: None,
             queue: VecDeque::new(),
@@ -352,6 +355,12 @@ impl Engine {
             // It was true when it was asked.
             return self.inquire();
         }
+        match answer.found {
+            Found::LockHeld => self.sweep(),
+            // It was followed by another one.
+            Found::Serving => self.left = None,
+            Found::Busy | Found::Nobody => {}
+        }
         if let Some(recovered) = &answer.recovered {
             let ended = crate::recover::reason_of(&recovered.outcome)
                 .unwrap_or_else(|| recovered.outcome.name().to_owned());
@@ -415,6 +424,7 @@ impl Engine {
     // ---- Starting.
 
     fn start(&mut self) {
+        self.sweep();
         self.managed.expect_ready();
         let settings = self.managed.for_daemon(&self.settings);
         let copies: Result<Vec<_>> = self.listeners.iter().map(start::copy).collect();
@@ -508,8 +518,10 @@ impl Engine {
 
     fn daemon_lost(&mut self) {
         let Some(daemon) = self.daemon.take() else { return };
-        self.reap_leaders();
         let pid = daemon.process.pid;
+        let is_ours = self.leaders.iter().any(|leader| leader.pid == pid)
+            || self.ends.iter().any(|(other, _)| *other == pid);
+        self.reap_leaders();
         let ended = daemon.pidfd.try_reap().ok().flatten();
         self.lost =
             ended.or_else(|| self.ends.iter().rev().find(|(other, _)| *other == pid).map(|(_, end)| *end));
@@ -519,8 +531,32 @@ impl Engine {
         let how = self.lost.map_or("it is not known how".to_owned(), |status| status.to_string());
         let expected = matches!(self.machine.phase, Phase::Swapping | Phase::Stopping | Phase::Ending);
         self.say(if expected { "info" } else { "warning" }, &format!("pid {pid} has ended: {how}"));
+        self.left = is_ours.then_some(daemon);
         let then = self.decide(self.lost);
         self.feed(Input::DaemonLost(then));
+    }
+
+    /// Ends what a daemon that died has left behind, where the session was made for it and nobody serves: it would answer beside the next one, or
+    /// keep the data locked.
+    fn sweep(&mut self) {
+        let Some(left) = self.left.take() else { return };
+        let tree = Tree::Session { sid: left.process.pid };
+        let members = tree::members(Some(&left.pidfd), &tree).unwrap_or_default();
+        if members.is_empty() {
+            return;
+        }
+        self.say(
+            "warning",
+            &format!("{} has left processes behind, which are ended: {members:?}", left.process),
+        );
+        match tree::kill(Some(&left.pidfd), &tree, Instant::now() + DYING) {
+            Ok(killed) if killed.left.is_empty() => {}
+            Ok(killed) => {
+                self.say("warning", &format!("these do not end: {:?}", killed.left));
+                self.left = Some(left);
+            }
+            Err(e) => self.say("warning", &format!("unable to end them: {e}")),
+        }
     }
 
     /// What is to be done where a daemon has died by itself and nobody else serves.
@@ -1043,6 +1079,7 @@ impl Engine {
 
     fn end(mut self) -> Result<Ended> {
         let how = self.exit.unwrap_or(How::Stopped);
+        self.sweep();
         self.reap();
         self.tell_verdicts();
         self.clients.close(Instant::now() + FAREWELL);

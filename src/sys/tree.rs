@@ -45,6 +45,14 @@ pub fn kill(leader: Option<&PidFd>, tree: &Tree, deadline: Instant) -> io::Resul
     Ok(Killed { left })
 }
 
+/// Returns the processes of a tree that live, its leader among them.
+///
+/// # Errors
+/// As [`kill`].
+pub fn members(leader: Option<&PidFd>, tree: &Tree) -> io::Result<Vec<u32>> {
+    Members::of(leader, tree)?.map_or(Ok(Vec::new()), |members| members.list())
+}
+
 fn refuse_own(leader: Option<&PidFd>, tree: &Tree) -> io::Result<()> {
     let me = std::process::id();
     if leader.and_then(PidFd::pid) == Some(me) {

@@ -80,8 +80,15 @@ fn a_supervised_server_is_swapped_and_survives_what_is_killed(server: &'static S
     service.wrapped.until("nobody else to be left", || service.strays().is_empty());
     assert_eq!(service.pid(), pid);
 
-    // What wraps it: the server is nobody's then, and serves on.
-    kill(service.wrap());
+    // What wraps it: the server is nobody's then, and the supervisor ends it before it starts the next one.
+    let wrap = service.wrap();
+    kill(wrap);
+    service.wrapped.until("another one", || service.wrapped.wraps().first().is_some_and(|now| *now != wrap));
+    service.wrapped.until("nobody else to be left", || service.strays().is_empty());
+    service.wrapped.expect_serving("v6");
+    assert_eq!(service.trigger("v7", false), 0, "{}", service.wrapped.log());
+    service.wrapped.expect_serving("v7");
+    assert_eq!(service.pid(), pid);
     service.wrapped.expect_nothing_lost();
 }
 

@@ -3,8 +3,10 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
+use handoff::sys::process::Signal;
+
 use crate::common::{HANDOFF, eventually, example};
-use crate::rig::{Rig, Wrap, ask, free_address, handoff, said, spec, words};
+use crate::rig::{Rig, Wrap, ask, free_address, handoff, said, signal, spec, words};
 
 fn increment(address: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -83,6 +85,38 @@ fn a_supervisor_swaps_wraps_and_knows_nothing_of_them() {
     let output = ask_for.output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert!(rig.ask().starts_with("v2"));
-    rig.first.signal(handoff::sys::process::Signal::SIGTERM);
+    rig.first.signal(Signal::SIGTERM);
+    eventually("the lock to be free", || !rig.is_locked());
+}
+
+/// What is wrapped serves on when its wrap is killed, and keeps the lock: for a supervisor it is what its own daemon has left behind.
+#[test]
+fn a_wrap_that_is_killed_is_started_again_by_its_supervisor_and_what_it_wrapped_is_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let (config, address) = (dir.path().join("handoff.toml"), free_address());
+    let args: Vec<String> =
+        words(dir.path(), &spec(&[], &["v1"])).iter().map(|word| format!("{word:?}")).collect();
+    let text = format!(
+        "control_socket = {:?}\ndata_dir = {data:?}\nbinary = {HANDOFF:?}\nargs = [{}]\n[restart]\npolicy = \"on-failure\"\n\
+         [[listeners]]\nname = \"web\"\naddr = \"{address}\"\n",
+        data.join("control"),
+        args.join(", ")
+    );
+    std::fs::write(&config, text).unwrap();
+    let first = Wrap::start(handoff().args(["supervise", "--config"]).arg(&config));
+    let rig = Rig { dir, address, first };
+    eventually("the daemon", || ask(&rig.address, "x").is_ok());
+    let owner = || handoff::DataDirLock::read_record(&data).unwrap().record.unwrap().owner.pid;
+    let wrap = owner();
+    signal(wrap, Signal::SIGKILL);
+    rig.first.said.wait_for("has left processes behind, which are ended");
+    eventually("another wrap", || owner() != wrap && ask(&rig.address, "x").is_ok());
+    // One writes and not two: the next one begins where this one ended.
+    let before = rig.ask();
+    let after = rig.ask();
+    assert_ne!(before, after);
+    rig.first.signal(Signal::SIGTERM);
     eventually("the lock to be free", || !rig.is_locked());
 }
