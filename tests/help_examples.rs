@@ -130,6 +130,8 @@ impl Example {
         let becomes_one = line.starts_with("exec ")
             || line.starts_with("eval \"exec")
             || line.starts_with("handoff kvd")
+            || (line.starts_with("handoff supervise") && !line.contains("--check"))
+            || (line.starts_with("handoff wrap"))
             || line.contains("exec-successor kvd");
         if line.ends_with('&') {
             line.clone()

@@ -21,6 +21,8 @@ const CLIENTS_MAX: usize = 64;
 /// How many of them may be one other user's, and one's of those who may do everything.
 const OF_A_USER_MAX: usize = 8;
 const OF_OURS_MAX: usize = 48;
+/// How many new clients are taken in before those that have gone are let go: they would count as their user's.
+const TURN: usize = 8;
 /// How long a client may take for a request, or for taking an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a supervisor that was killed may take to be gone.
@@ -174,7 +176,10 @@ impl Clients {
     }
 
     fn accept(&mut self, say: super::Say) {
-        while self.accepts() {
+        for _ in 0..TURN {
+            if !self.accepts() {
+                return;
+            }
             let socket = match unix::accept_from(self.listening.as_fd()) {
                 Ok(socket) => socket,
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
