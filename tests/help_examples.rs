@@ -16,7 +16,7 @@ const SERVING: [&str; 4] = [
 ];
 
 /// Examples that take place elsewhere: what they begin with or contain, and what is done before them.
-const ELSEWHERE: [(&str, &[&str]); 8] = [
+const ELSEWHERE: [(&str, &[&str]); 18] = [
     ("handoff kvd", &["mkdir /var/lib/kv"]),
     ("exec handoff hold-fds --listen", &COLD),
     ("exec handoff hold-fds --from /", &COLD),
@@ -25,6 +25,48 @@ const ELSEWHERE: [(&str, &[&str]); 8] = [
     ("handoff journal timeline 1m84h", &SERVING),
     ("handoff abort --control", &BAKING),
     ("handoff commit --control", &BAKING),
+    ("handoff supervise --con", &CONFIGURED),
+    ("exec handoff-supervisor", &CONFIGURED),
+    ("handoff trigger", &SUPERVISED),
+    ("handoff exec-successor --warm --via", &SUPERVISED),
+    ("handoff doctor --config", &CONFIGURED),
+    ("handoff doctor --wrapper", &CONFIGURED),
+    ("handoff doctor --json", &CONFIGURED),
+    ("handoff wrap --data-dir /run/web", &[WEB[0], WEB[1]]),
+    (
+        "handoff wrap --data-dir /var/lib/app",
+        &["mkdir /var/lib/app", "export HANDOFF_CONTROL=/var/lib/app/control"],
+    ),
+    ("handoff swap --control /run/web", &WEB),
+];
+
+/// The machine of a service: what stands in its configuration, units and service directories.
+const CONFIGURED: [&str; 8] = [
+    SERVING[0],
+    SERVING[1],
+    "cp -R /etc /run/etc && mount --bind /run/etc /etc && mount -t tmpfs tmpfs /opt && mkdir -p /etc/kv /etc/s6/kv /opt/kv",
+    "cp bin/kvd-v2 /opt/kv",
+    "printf '%s = \"%s\"\\n' control_socket /run/kv/control data_dir /var/lib/kv binary kvd >/etc/kv/handoff.toml",
+    "cp /etc/kv/handoff.toml . && printf '#!/bin/sh\\nexec handoff supervise --config /etc/kv/handoff.toml\\n' >/etc/s6/kv/run",
+    "chmod +x /etc/s6/kv/run && mkdir -p /etc/systemd/system",
+    "printf '[Service]\\nType=notify\\nExecStart=handoff supervise --config x\\n' >/etc/systemd/system/kv.service",
+];
+const SUPERVISED: [&str; 10] = [
+    CONFIGURED[0],
+    CONFIGURED[1],
+    CONFIGURED[2],
+    CONFIGURED[3],
+    CONFIGURED[4],
+    CONFIGURED[5],
+    CONFIGURED[6],
+    CONFIGURED[7],
+    "export HANDOFF_TRIGGER=/run/kv/trigger",
+    "handoff supervise --config /etc/kv/handoff.toml &",
+];
+const WEB: [&str; 3] = [
+    "mkdir /run/web",
+    "export HANDOFF_CONTROL=/run/web/control",
+    "handoff wrap --data-dir /run/web --overlap --listen http=:80 -- my-web-server &",
 ];
 
 const COLD: [&str; 2] = [SERVING[0], SERVING[1]];
@@ -131,10 +173,15 @@ impl Example {
             || line.starts_with("eval \"exec")
             || line.starts_with("handoff kvd")
             || (line.starts_with("handoff supervise") && !line.contains("--check"))
-            || (line.starts_with("handoff wrap"))
+            || line.starts_with("handoff wrap")
             || line.contains("exec-successor kvd");
         if line.ends_with('&') {
             line.clone()
+        } else if line.contains("--ready-fd 3") {
+            format!("becomes '{line} 3>ready'")
+        } else if line.starts_with("handoff doctor") && !line.contains('|') {
+            // It may well find something here; that it has looked is what its last line says.
+            format!("{line} | tail -n 1 | grep ' checks'")
         } else if becomes_one {
             format!("becomes {quoted}")
         } else if line.contains("--step") {

@@ -122,7 +122,7 @@ pub struct Args {
 const EXAMPLES: &str = "
   handoff wrap --data-dir /run/web --overlap --listen http=:80 -- my-web-server
   handoff wrap --data-dir /var/lib/app --listen http=127.0.0.1:8000 --ready http:/health \\
-    -- uvicorn --fd {http} app:main
+    -- my-web-server --fd {http}
   handoff swap --control /run/web/control handoff wrap --data-dir /run/web --overlap -- my-web-server";
 
 fn ready_help() -> String {
