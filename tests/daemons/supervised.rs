@@ -122,7 +122,8 @@ impl Service {
     fn trigger(&self, label: &str, is_broken: bool) -> i32 {
         let site = &self.wrapped.site;
         let mut command = self.ask();
-        command.arg(script(site.server)).args(site.release(label, is_broken));
+        // It serves a moment before the supervisor knows of it.
+        command.arg("--queue").arg(script(site.server)).args(site.release(label, is_broken));
         command.status().unwrap().code().expect("it was not killed")
     }
 
