@@ -165,36 +165,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_that_is_forked_when_its_parent_ends_is_never_missed() {
-        const NAME: &str = "sys::brood::tests::forks_go_on_and_their_parents_end";
-        let own = std::env::current_exe().unwrap();
-        // Whom a process adopts its other tests would reap: so it is one of its own.
-        let output = Command::new(own).args(["--ignored", "--exact", NAME]).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    }
-
-    #[test]
-    #[ignore = "in a process of its own: one_that_is_forked_when_its_parent_ends_is_never_missed"]
-    fn forks_go_on_and_their_parents_end() {
-        adopt_orphans().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let end = dir.path().join("end");
-        // Each one forks the next and ends, until there is the file: at no time is there nobody.
-        let script = "f() { [ -e \"$1\" ] || f \"$1\" & }; f \"$1\"";
-        let mut first = Command::new("sh").args(["-c", script, "sh"]).arg(&end).spawn().unwrap();
-        for _ in 0..300 {
-            let all = descendants(&HashSet::new()).unwrap();
-            assert!(all.iter().any(|one| !one.has_ended), "{all:?}");
-            let is_reaped = |one: &&Descendant| one.has_ended && one.is_child && one.pid != first.id();
-            all.iter().filter(is_reaped).for_each(|one| reap(one.pid));
-        }
-        std::fs::write(&end, "").unwrap();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        assert_eq!(kill_all(&HashSet::new(), deadline).unwrap(), Vec::<u32>::new());
-        first.wait().unwrap();
-    }
-
-    #[test]
     fn what_is_below_a_child_is_listed_and_what_is_below_others_is_not() {
         let mut shell =
             Command::new("sh").args(["-c", "sleep 600 & wait"]).stdin(Stdio::null()).spawn().unwrap();
