@@ -1434,7 +1434,7 @@ _handoff() {
             return 0
             ;;
         handoff__subcmd__wrap)
-            opts="-h --control --data-dir --listen --fd --no-listen-fds --stdin --env --drain --drain-cmd --ready --ready-timeout --check --health --health-interval --overlap --take-over --stop-grace --version-label --ready-fd --verbose --help"
+            opts="-h --control --data-dir --listen --fd --no-listen-fds --stdin --env --drain --drain-cmd --ready --ready-timeout --check --health --health-interval --health-timeout --overlap --take-over --stop-grace --version-label --ready-fd --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1539,6 +1539,13 @@ _handoff() {
                     fi
                     return 0
                     ;;
+                --health-timeout)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
                 --stop-grace)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
@@ -1599,7 +1606,7 @@ _handoff_takes_value() {
         'journal timeline,--journal' | 'journal timeline,--svg' | 'journal timeline,--trace') return 0 ;;
         'journal resume,--journal' | 'journal resume,--control' | 'journal resume,--wait') return 0 ;;
         'journal repair,--journal') return 0 ;;
-        'wrap,--control' | 'wrap,--data-dir' | 'wrap,--listen' | 'wrap,--fd' | 'wrap,--stdin' | 'wrap,--env' | 'wrap,--drain' | 'wrap,--drain-cmd' | 'wrap,--ready' | 'wrap,--ready-timeout' | 'wrap,--check' | 'wrap,--health' | 'wrap,--health-interval' | 'wrap,--stop-grace' | 'wrap,--version-label' | 'wrap,--ready-fd') return 0 ;;
+        'wrap,--control' | 'wrap,--data-dir' | 'wrap,--listen' | 'wrap,--fd' | 'wrap,--stdin' | 'wrap,--env' | 'wrap,--drain' | 'wrap,--drain-cmd' | 'wrap,--ready' | 'wrap,--ready-timeout' | 'wrap,--check' | 'wrap,--health' | 'wrap,--health-interval' | 'wrap,--health-timeout' | 'wrap,--stop-grace' | 'wrap,--version-label' | 'wrap,--ready-fd') return 0 ;;
         'kvd,--listen' | 'kvd,--data-dir' | 'kvd,--control' | 'kvd,--name' | 'kvd,--shards' | 'kvd,--max-clients' | 'kvd,--max-memory' | 'kvd,--version-label' | 'kvd,--compact-from' | 'kvd,--fail') return 0 ;;
         *) REPLY=; return 1 ;;
     esac

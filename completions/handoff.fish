@@ -261,7 +261,8 @@ complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l ready -d 'What 
 complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l ready-timeout -d 'How long the daemon may take to be ready' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l check -d 'Before the incumbent drains, run this command, for sh -c, with the daemon\'s sockets and variables; it must succeed' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l health -d 'While it serves on trial, probe the daemon so again and again; a failure undoes the trial' -r -f
-complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l health-interval -d 'Between two probes of --health, and how long one may take' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l health-interval -d 'Between two probes of --health' -r -f
+complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l health-timeout -d 'How long a probe of --health may take; one that takes longer has failed' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l stop-grace -d 'How long the daemon has to end when this command is asked to stop, before it is killed' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l version-label -d 'Call this build so in handoffs [default: the daemon\'s build id]' -r -f
 complete -c handoff -n "__fish_handoff_using_subcommand wrap" -l ready-fd -d 'Write a newline to this descriptor and close it when the daemon serves, as s6 expects' -r -f
@@ -326,7 +327,7 @@ function __handoff_takes_value
             return 0
         case 'journal repair,--journal'
             return 0
-        case 'wrap,--control' 'wrap,--data-dir' 'wrap,--listen' 'wrap,--fd' 'wrap,--stdin' 'wrap,--env' 'wrap,--drain' 'wrap,--drain-cmd' 'wrap,--ready' 'wrap,--ready-timeout' 'wrap,--check' 'wrap,--health' 'wrap,--health-interval' 'wrap,--stop-grace' 'wrap,--version-label' 'wrap,--ready-fd'
+        case 'wrap,--control' 'wrap,--data-dir' 'wrap,--listen' 'wrap,--fd' 'wrap,--stdin' 'wrap,--env' 'wrap,--drain' 'wrap,--drain-cmd' 'wrap,--ready' 'wrap,--ready-timeout' 'wrap,--check' 'wrap,--health' 'wrap,--health-interval' 'wrap,--health-timeout' 'wrap,--stop-grace' 'wrap,--version-label' 'wrap,--ready-fd'
             return 0
         case 'kvd,--listen' 'kvd,--data-dir' 'kvd,--control' 'kvd,--name' 'kvd,--shards' 'kvd,--max-clients' 'kvd,--max-memory' 'kvd,--version-label' 'kvd,--compact-from' 'kvd,--fail'
             return 0

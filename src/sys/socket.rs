@@ -3,13 +3,14 @@
 use std::fmt;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::net::{SocketAddrV4, SocketAddrV6};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, listen, sockopt,
+    AddressFamily, Backlog, SockType, SockaddrLike, SockaddrStorage, bind, getsockname, getsockopt, listen,
+    sockopt,
 };
 use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
@@ -141,11 +142,19 @@ pub fn set_status_flags(fd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
 /// One of these flags: accept(2) and the like do not wait.
 pub const NONBLOCK: i32 = libc::O_NONBLOCK;
 
-/// Makes a socket listen that was shut down, with a queue of this length.
+/// Makes a socket listen that was shut down, where it was bound and with a queue of this length.
 ///
 /// # Errors
-/// What listen(2) returns: EADDRINUSE where somebody else has the address by now.
-pub fn listen_again(fd: BorrowedFd<'_>, limit: u32) -> io::Result<()> {
+/// What bind(2) and listen(2) return: EADDRINUSE where somebody else has the address by now.
+pub fn listen_again(fd: BorrowedFd<'_>, address: Option<SocketAddr>, limit: u32) -> io::Result<()> {
+    // A port that the kernel had chosen goes with the shutdown, and listen(2) alone would have it choose another one.
+    if let Some(address) = address {
+        match bind(fd.as_raw_fd(), &SockaddrStorage::from(address)) {
+            // One that was asked for stays, and is not bound twice.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
     let backlog = i32::try_from(limit).ok().and_then(|limit| Backlog::new(limit).ok());
     Ok(listen(&fd, backlog.unwrap_or(Backlog::MAXCONN))?)
 }

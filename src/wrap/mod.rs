@@ -29,11 +29,12 @@ use crate::error::{Error, Result};
 use crate::fds;
 use crate::incumbent::Stopper;
 use crate::notify::{self, Private};
+use crate::sys::brood::{self, Descendant};
 use crate::sys::poll::{self, Waker, Want};
 use crate::sys::process::{self, PidFd, Signal};
 use crate::sys::signals::Signals;
 use crate::sys::spawn::{Image, Program, Spawn};
-use crate::sys::{brood, file, lock, memory};
+use crate::sys::{file, lock, memory};
 use log::Log;
 use ready::{Probes, Ready};
 use sequence::{Course, Sequence};
@@ -423,16 +424,22 @@ impl Keeper {
         // Held throughout: a process that is being started is listed only when it is known what it is.
         let mut state = self.state();
         let helpers = self.helpers();
-        let all = brood::descendants(&helpers).map_err(|e| Error::io("look at the daemon's processes", e))?;
-        if let Some(main) = &state.main
-            && main.pidfd.is_dead().unwrap_or(false)
-        {
-            // Of one that is not a child nobody here learns how it ended.
-            let ended = main.pidfd.try_reap().ok().flatten();
-            tracing::debug!(pid = main.pid, ?ended, "the main process has ended");
-            state.ended = ended;
-            state.main = None;
+        loop {
+            // First: whom it leaves is in the list that comes after its end.
+            state.note_end();
+            let all =
+                brood::descendants(&helpers).map_err(|e| Error::io("look at the daemon's processes", e))?;
+            if state.main.as_ref().is_some_and(Main::is_dead) {
+                continue;
+            }
+            if let Some(living) = self.take_note(&mut state, all) {
+                return Ok(living);
+            }
         }
+    }
+
+    /// Returns who of these lives; nothing where the main process was to be one that has ended meanwhile.
+    fn take_note(&self, state: &mut State, all: Vec<Descendant>) -> Option<Vec<u32>> {
         let main = state.main.as_ref().map(|main| main.pid);
         all.iter()
             .filter(|one| one.has_ended && one.is_child && Some(one.pid) != main)
@@ -444,14 +451,16 @@ impl Keeper {
             && state.ended.is_none_or(|status| status.success())
             && let Some(eldest) = living.first()
         {
-            state.main = Main::open(eldest.pid).ok();
+            state.main = Some(Main::open(eldest.pid).ok()?);
             tracing::info!(pid = eldest.pid, "the daemon has gone into the background");
             self.watcher.ring();
         }
-        Ok(living.into_iter().map(|one| one.pid).collect())
+        Some(living.into_iter().map(|one| one.pid).collect())
     }
 
     pub(self) fn pids(&self) -> io::Result<Vec<u32>> {
+        // Held so that nobody is reaped meanwhile.
+        let _state = self.state();
         let living = brood::descendants(&self.helpers())?;
         Ok(living.into_iter().filter(|one| !one.has_ended).map(|one| one.pid).collect())
     }
@@ -816,7 +825,21 @@ const INTERNAL: [&str; 7] = [
     "LISTEN_PIDFDID",
 ];
 
+impl State {
+    /// Takes note of the main process's end.
+    fn note_end(&mut self) {
+        let Some(main) = self.main.take_if(|main| main.is_dead()) else { return };
+        // Of one that is not a child nobody here learns how it ended.
+        self.ended = main.pidfd.try_reap().ok().flatten();
+        tracing::debug!(pid = main.pid, ended = ?self.ended, "the main process has ended");
+    }
+}
+
 impl Main {
+    fn is_dead(&self) -> bool {
+        self.pidfd.is_dead().unwrap_or(false)
+    }
+
     fn open(pid: u32) -> Result<Self> {
         let pidfd = PidFd::open(pid).map_err(|e| Error::io("open a pidfd of the daemon", e))?;
         Ok(Self { pid, pidfd: Arc::new(pidfd) })

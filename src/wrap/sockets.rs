@@ -146,7 +146,9 @@ impl Socket {
         if !self.kind.listening || socket::is_listening(self.fd.as_fd()).unwrap_or(true) {
             return;
         }
-        match socket::listen_again(self.fd.as_fd(), self.limit) {
+        // One with a path has no port to lose.
+        let address = self.kind.local_address.parse().ok().filter(|_| self.is_inet());
+        match socket::listen_again(self.fd.as_fd(), address, self.limit) {
             Ok(()) => tracing::warn!(
                 listener = self.name,
                 "the daemon shut the listener down, for everybody who has it; it listens again"

@@ -122,7 +122,8 @@ impl Service {
     fn trigger(&self, label: &str, is_broken: bool) -> i32 {
         let site = &self.wrapped.site;
         let mut command = self.ask();
-        command.arg(script(site.server)).args(site.release(label, is_broken));
+        // It serves a moment before the supervisor knows of it.
+        command.arg("--queue").arg(script(site.server)).args(site.release(label, is_broken));
         command.status().unwrap().code().expect("it was not killed")
     }
 
@@ -168,11 +169,16 @@ impl Service {
         running
     }
 
+    /// Returns whether it is what wraps the server, or below it.
     fn is_below_wrap(&self, pid: u32) -> bool {
+        // One that the supervisor has started again names its program by the whole path.
+        if pid == self.wrap() {
+            return true;
+        }
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let parent =
             status.lines().find_map(|line| line.strip_prefix("PPid:")).map(|pid| pid.trim().parse().unwrap());
-        parent.is_none_or(|parent| parent > 1 && (parent == self.wrap() || self.is_below_wrap(parent)))
+        parent.is_none_or(|parent| parent > 1 && self.is_below_wrap(parent))
     }
 
     #[track_caller]

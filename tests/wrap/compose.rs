@@ -21,6 +21,8 @@ fn a_wrapped_daemon_is_replaced_by_one_that_links_the_library_and_back() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     std::fs::create_dir(&data).unwrap();
+    // Each has a file of its own in the directory: the linked one makes its own only where it starts cold.
+    std::fs::write(data.join("count"), "").unwrap();
     let address = free_address();
     let listen = format!("tcp={address}");
     let first = Wrap::start(handoff().args(words(dir.path(), &spec(&["--listen", &listen], &["v1"]))));
@@ -74,7 +76,14 @@ fn a_supervisor_swaps_wraps_and_knows_nothing_of_them() {
     supervise.arg(HANDOFF).args(words(dir.path(), &spec(&[], &["v1"])));
     let first = Wrap::start(&mut supervise);
     let rig = Rig { dir, address, first };
-    eventually("the daemon", || ask(&rig.address, "x").is_ok());
+    // It answers a moment before the supervisor knows of it.
+    eventually("the supervisor to serve", || {
+        let mut status = handoff();
+        status.args(["trigger", "--status", "--json", "--trigger"]).arg(&trigger);
+        let told: serde_json::Value =
+            serde_json::from_slice(&status.output().unwrap().stdout).unwrap_or_default();
+        told["doing"] == "serving"
+    });
     let mut ask_for = handoff();
     ask_for
         .arg("trigger")

@@ -125,10 +125,10 @@ fn children_that_outlive_the_daemon_are_waited_for() {
     let mut swap = Serving(rig.swap_command(&[], &spec(&[], &["v2"])).spawn().unwrap());
     rig.first.said.wait_for("v1 ends");
     assert!(swap.0.try_wait().unwrap().is_none());
-    assert!(!rig.path().join("data/count.late").exists());
+    assert!(!rig.path().join("data/tally.late").exists());
     rig.go();
     assert_eq!(wait_for_exit(&mut swap.0).code(), Some(0));
-    assert!(rig.path().join("data/count.late").exists());
+    assert!(rig.path().join("data/tally.late").exists());
     load.go_on();
     load.expect_undisturbed(&rig);
 }

@@ -103,7 +103,7 @@ impl Rig {
 
     /// What is on disk.
     pub fn count(&self) -> u64 {
-        std::fs::read_to_string(self.path().join("data/count")).unwrap().parse().unwrap()
+        std::fs::read_to_string(self.path().join("data/tally")).unwrap().parse().unwrap()
     }
 
     /// The pid of the daemon: the eldest that has inherited the lock.
@@ -126,7 +126,7 @@ impl Rig {
 
     /// Lets those go on that wait for it.
     pub fn go(&self) {
-        std::fs::write(self.path().join("data/count.go"), "").unwrap();
+        std::fs::write(self.path().join("data/tally.go"), "").unwrap();
     }
 
     /// Asks the daemon something; its answer without the end of the line.
@@ -175,7 +175,7 @@ pub fn words(dir: &Path, spec: &Spec<'_>) -> Vec<String> {
     }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wrap/daemon.py");
     words.extend([python().to_owned(), script.to_owned(), spec.daemon[0].to_owned()]);
-    words.push(data.join("count").display().to_string());
+    words.push(data.join("tally").display().to_string());
     words.extend(spec.daemon[1..].iter().map(|word| (*word).to_owned()));
     words
 }

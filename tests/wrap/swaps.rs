@@ -83,7 +83,7 @@ fn a_trial_whose_daemon_is_sick_or_dies_is_undone_with_what_it_wrote() {
     let rig = Rig::start(&[], &["v1"]);
     let load = Load::start(&rig.address);
     load.go_on();
-    let health = ["--health", "http:/", "--health-interval", "50ms"];
+    let health = ["--health", "http:/", "--health-timeout", "60s", "--health-interval", "50ms"];
     let (code, said) = rig.swap(&["--bake", "10m"], &spec(&health, &["v2", "sick"]));
     assert_eq!(code, 3, "{said}");
     assert!(said.contains("it answers 503"), "{said}");
@@ -100,7 +100,7 @@ fn a_trial_whose_daemon_is_sick_or_dies_is_undone_with_what_it_wrote() {
 #[test]
 fn a_trial_that_goes_well_is_committed() {
     let rig = Rig::start(&[], &["v1"]);
-    let health = ["--health", "http:/", "--health-interval", "20ms"];
+    let health = ["--health", "http:/", "--health-timeout", "60s", "--health-interval", "20ms"];
     rig.expect_commit(&["--bake", "300ms"], &spec(&health, &["v2"]));
     assert!(rig.ask().starts_with("v2"));
 }

@@ -90,9 +90,13 @@ pub struct Args {
     #[arg(long, value_name = "SPEC", value_parser = parse::ready)]
     health: Option<Ready>,
 
-    /// Between two probes of --health, and how long one may take
+    /// Between two probes of --health
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse_some)]
     health_interval: Duration,
+
+    /// How long a probe of --health may take; one that takes longer has failed
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse_some)]
+    health_timeout: Duration,
 
     /// Start the daemon before the incumbent's drains: for daemons without data of their own
     #[arg(long)]
@@ -358,7 +362,7 @@ fn all_sockets(args: &Args, mut passed: Vec<(String, OwnedFd)>) -> anyhow::Resul
 fn serve(args: &Args, keeper: &Arc<Keeper>, incumbent: Incumbent) -> anyhow::Result<Exit> {
     keeper.reports_to(incumbent.stopper());
     if let Some(health) = args.health.clone() {
-        watch_health(keeper, incumbent.stopper(), health, args.health_interval);
+        watch_health(keeper, incumbent.stopper(), health, (args.health_interval, args.health_timeout));
     }
     tell_ready(args);
     let served = match incumbent.serve(keeper) {
@@ -415,11 +419,12 @@ fn end(keeper: &Keeper, served: Served) -> anyhow::Result<Exit> {
 }
 
 /// Probes for as long as the trial lasts.
-fn watch_health(keeper: &Arc<Keeper>, stopper: Stopper, health: Ready, interval: Duration) {
+fn watch_health(keeper: &Arc<Keeper>, stopper: Stopper, health: Ready, times: (Duration, Duration)) {
+    let (interval, timeout) = times;
     let keeper = Arc::clone(keeper);
     std::thread::spawn(move || {
         while stopper.is_on_trial() {
-            if let Err(error) = keeper.probe(&health, interval) {
+            if let Err(error) = keeper.probe(&health, timeout) {
                 return stopper.undo_trial(format!("the daemon's health: {health}: {error}"));
             }
             std::thread::sleep(interval);
