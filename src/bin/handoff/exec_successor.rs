@@ -162,7 +162,7 @@ fn warm(
     let control = &args.common.control;
     let asking = |e| exit::attempt(e, format!("ask the daemon at {}", control.display()));
     let running = swap::ask(control).map_err(asking)?;
-    let reused = reused(args, own_args, || reuse::of_status(&running))?;
+    let reused = reused(args, own_args, || reuse::of_running(control, &running))?;
     let spec = SpawnSpec { warm_up: args.warm_up_limit, ..spawn_spec(args, SpawnSpec::default(), reused)? };
     let mut watcher = Watcher::new("exec-successor", args.common.progress)?;
     let mut observer = |event: &Event<'_>| watcher.observe(event);

@@ -242,7 +242,7 @@ fn tell_of(recovered: &handoff::supervisor::Recovered) {
 
 fn spec(args: &Args, running: &Status) -> anyhow::Result<SpawnSpec> {
     let reused = if args.args.is_empty() && !args.no_reuse_args {
-        reuse::of_status(running)?
+        reuse::of_running(&args.control, running)?
     } else {
         Reused { args: args.args.clone(), directory: None }
     };
