@@ -314,7 +314,7 @@ pub fn resume(say: Say) -> Option<Result<()>> {
         None => (false, text.as_str()),
     };
     // A variable that a holder leaked to another program says nothing to it: the descriptor is not there.
-    let memory = adopt_state(text)?;
+    let memory = memory::adopt_named(text)?;
     let state = read_state(&memory);
     drop(memory);
     Some(match state {
@@ -323,18 +323,6 @@ pub fn resume(say: Say) -> Option<Result<()>> {
         Ok(state) => server::Server::new(state, say).and_then(server::Server::run),
         Err(e) => Err(e),
     })
-}
-
-fn adopt_state(text: &str) -> Option<OwnedFd> {
-    let (number, identity) = text.split_once('@')?;
-    let fd = inherit::adopt(number.parse().ok()?).ok()?;
-    let inode = socket::inode(fd.as_fd()).ok()?;
-    if format!("{}:{}", inode.dev, inode.ino) != identity {
-        // It is somebody else's: leave it open.
-        let _ = std::os::fd::IntoRawFd::into_raw_fd(fd);
-        return None;
-    }
-    Some(fd)
 }
 
 fn read_state(memory: &OwnedFd) -> Result<State> {

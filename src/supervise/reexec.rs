@@ -87,7 +87,7 @@ pub(super) fn find() -> Result<Found> {
         None => (false, text.as_str()),
     };
     // A variable that a supervisor leaked to another program says nothing to it: the descriptor is not there.
-    let Some(memory) = adopt_state(text) else { return Ok(Found::Nothing) };
+    let Some(memory) = memory::adopt_named(text) else { return Ok(Found::Nothing) };
     let state = read(&memory);
     if is_rehearsal {
         return Ok(Found::Rehearsal(state.map(drop)));
@@ -105,18 +105,6 @@ pub(super) fn answer(version: &str) -> Result<()> {
     writeln!(out, "{UNDERSTOOD}{version}")
         .and_then(|()| out.flush())
         .map_err(|e| Error::io("answer the supervisor", e))
-}
-
-fn adopt_state(text: &str) -> Option<OwnedFd> {
-    let (number, identity) = text.split_once('@')?;
-    let fd = inherit::adopt(number.parse().ok()?).ok()?;
-    let inode = socket::inode(fd.as_fd()).ok()?;
-    if format!("{}:{}", inode.dev, inode.ino) != identity {
-        // It is somebody else's: leave it open.
-        let _ = std::os::fd::IntoRawFd::into_raw_fd(fd);
-        return None;
-    }
-    Some(fd)
 }
 
 fn read(memory: &OwnedFd) -> Result<State> {

@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::lock;
+use super::{inherit, lock, socket};
 
 /// The most that [`read`] takes in.
 const MAX: usize = 64 << 20;
@@ -29,6 +29,18 @@ pub fn create(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
 /// EBADF for what is not open for writing, ENOMEM.
 pub fn replace(fd: BorrowedFd<'_>, content: &[u8]) -> io::Result<()> {
     write(File::from(fd.try_clone_to_owned()?), content).map(drop)
+}
+
+/// Adopts the file that `NUMBER@DEVICE:INODE` names; `None` where that descriptor is closed, or is another file: then it is somebody else's, and stays open.
+pub fn adopt_named(text: &str) -> Option<OwnedFd> {
+    let (number, identity) = text.split_once('@')?;
+    let fd = inherit::adopt(number.parse().ok()?).ok()?;
+    let inode = socket::inode(fd.as_fd()).ok()?;
+    if format!("{}:{}", inode.dev, inode.ino) != identity {
+        let _ = fd.into_raw_fd();
+        return None;
+    }
+    Some(fd)
 }
 
 /// Whoever reads in between finds the old content with the end of the new one cut off or not yet there, and no JSON.
